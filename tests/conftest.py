@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the long runs: the toy's targets with the default settings, about 80 minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(pytest.mark.skipif(True, reason="needs --long"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: runs only with --long")
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A folder with a small toy FF++ (6 + 2 + 4 identities) in toy_ffpp/, where train.py looks for it."""
+    from data import make_toy
+    folder = tmp_path_factory.mktemp("toy")
+    make_toy(folder / "toy_ffpp", identities=(6, 2, 4), processes=2)
+    return folder
+
+
+@pytest.fixture
+def run():
+    """Run a script of the project as a user would; returns the finished process with stdout and stderr as text."""
+    def run(folder, script, *flags, **environment):
+        return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=folder, text=True, encoding="utf-8",
+                              capture_output=True, timeout=300, env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment})
+    return run

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: MIT
+"""Train one of the paper's cases (Table 2, Fig. 2) with one manipulation held out.
+
+    python train.py --mode bin_contrastive --holdout DF                         # the toy FF++, rendered on first use
+    python train.py --mode bin_contrastive --holdout DF --data FaceForensics++  # the real one
+    python train.py --mode bin_contrastive --explain                            # which loss reaches which module
+
+The cases differ in one thing only: which losses exist and whose gradient reaches the encoder. `--mode` sets
+the four flags of the case (and the starting weights); each can be overridden, so that a combination the paper
+never tried is one command: --mode bin_contrastive --mult-ce.
+"""
+import argparse
+import copy
+import csv
+import json
+import math
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import eval as evaluation
+from data import FFPP, MANIPULATIONS, EpochSampler, make_toy
+from heads import Classifier, ProjectionHead
+from losses import multi_instance_info_nce
+from moco import LabelQueue, ema_update
+from s3d import MIN_FRAMES, MIN_SIZE, S3D, load_pretrained
+
+MODES = {  # one row of Table 2 each. bin_ce: "grad" reaches the encoder, "cut" stops at the embedding
+    "baseline":                          dict(init="kinetics400", bin_ce="grad", bin_contrast=False, mult_ce=False, mult_contrast=False),
+    "bin_ce":                            dict(init="coclr", bin_ce="grad", bin_contrast=False, mult_ce=False, mult_contrast=False),
+    "bin_contrastive":                   dict(init="coclr", bin_ce="cut", bin_contrast=True, mult_ce=False, mult_contrast=False),
+    "bin_ce_contrastive":                dict(init="coclr", bin_ce="grad", bin_contrast=True, mult_ce=False, mult_contrast=False),
+    "bin_ce_multi_ce":                   dict(init="coclr", bin_ce="grad", bin_contrast=False, mult_ce=True, mult_contrast=False),
+    "bin_contrastive_multi_contrastive": dict(init="coclr", bin_ce="cut", bin_contrast=True, mult_ce=False, mult_contrast=True),
+}
+PRESETS = {
+    "toy": dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="face", width=0.25, lr=5e-4,
+                queue_size=256, momentum=0.9, workers=1, threads=1),
+    # CoCLR's settings: 32 frames of 128 px, queue 2048, momentum 0.999, fine-tuning at 1e-4. init: the mode's.
+    "paper": dict(epochs=30, batch_size=16, frames=32, size=128, clips=4, crop="face", width=1.0, lr=1e-4,
+                  queue_size=2048, momentum=0.999, workers=8, threads=0),
+}
+
+
+# --- The diagram: networks, losses, gradients ------------------------------------------------------------------------
+
+def build_networks(args, multi_classes):
+    """Only what the flags ask for, as one ModuleDict, so that a checkpoint is its state dict."""
+    encoder = S3D(args.width)
+    if args.init != "random":
+        load_pretrained(encoder, args.init)
+    nets = nn.ModuleDict({"encoder": encoder, "bin_classifier": Classifier(encoder.dim, 2)})
+    if args.mult_ce:
+        nets["mult_classifier"] = Classifier(encoder.dim, multi_classes)
+    for stream in contrastive_streams(args):
+        nets[f"{stream}_projection"] = ProjectionHead(encoder.dim)
+        nets[f"ema_{stream}_projection"] = copy.deepcopy(nets[f"{stream}_projection"]).requires_grad_(False)
+        nets[f"{stream}_queue"] = LabelQueue(args.queue_size, 128)
+    if contrastive_streams(args):
+        nets["ema_encoder"] = copy.deepcopy(encoder).requires_grad_(False)
+    return nets
+
+
+def contrastive_streams(args):
+    return [stream for stream, wanted in (("bin", args.bin_contrast), ("mult", args.mult_contrast)) if wanted]
+
+
+def encoder_learns(args):
+    return args.bin_ce == "grad" or args.bin_contrast or args.mult_ce or args.mult_contrast
+
+
+def compute_losses(nets, args, clip, y_bin, y_mult):
+    """All losses of the case for one batch, by name, and the projections z. One forward of the encoder serves both
+    streams. Fig. 2 is the next twelve lines: what is computed from `embedding` sends its gradient into the encoder,
+    what is computed from `embedding.detach()` does not."""
+    with torch.set_grad_enabled(encoder_learns(args)):
+        embedding = nets["encoder"](clip)                                            # (B, dim)
+    losses, z = {}, {}
+    # Binary stream, cross-entropy. "cut" (Binary Contrastive, Binary Contrastive + Multi Contrastive): "These
+    # gradients are cut off at the classifier". "grad" (all other cases): they go on into the encoder.
+    bin_input = embedding.detach() if args.bin_ce == "cut" else embedding
+    losses["bin_ce"] = F.cross_entropy(nets["bin_classifier"](bin_input).float(), y_bin)
+    if args.mult_ce:        # Multi-class stream, cross-entropy (Binary CE + Multi CE)
+        losses["mult_ce"] = F.cross_entropy(nets["mult_classifier"](embedding).float(), y_mult)
+    if args.bin_contrast:   # Eq. 1 with binary labels: each stream has its own MLP head and its own queue
+        z["bin"] = nets["bin_projection"](embedding)                                 # (B, 128)
+        losses["bin_contrast"] = multi_instance_info_nce(z["bin"], y_bin, nets["bin_queue"].keys, nets["bin_queue"].labels, args.temperature)
+    if args.mult_contrast:  # Eq. 1 with multi-class labels
+        z["mult"] = nets["mult_projection"](embedding)                               # (B, 128)
+        losses["mult_contrast"] = multi_instance_info_nce(z["mult"], y_mult, nets["mult_queue"].keys, nets["mult_queue"].labels, args.temperature)
+    return losses, z
+
+
+@torch.no_grad()
+def update_keys(nets, args, clip, y_bin, y_mult):
+    """After the optimiser's step: the EMA networks move, then make the keys that later iterations will see."""
+    if not contrastive_streams(args):
+        return
+    ema_update(nets["encoder"], nets["ema_encoder"], args.momentum)
+    embedding = nets["ema_encoder"](clip)                                            # (B, dim)
+    for stream, labels in (("bin", y_bin), ("mult", y_mult)):
+        if stream in contrastive_streams(args):
+            ema_update(nets[f"{stream}_projection"], nets[f"ema_{stream}_projection"], args.momentum)
+            nets[f"{stream}_queue"].enqueue(nets[f"ema_{stream}_projection"](embedding), labels)
+
+
+# --- --explain: the diagram as text, and measured ---------------------------------------------------------------------
+
+def explain(nets, args, batch):
+    """Print the case's diagram and the gradient norm that each loss, alone, sends into each network."""
+    clip, y_bin, y_mult, _ = batch
+    nets.train()
+    update_keys(nets, args, clip, y_bin, y_mult)  # the batch's own keys stand for those of earlier iterations
+    losses, _ = compute_losses(nets, args, clip, y_bin, y_mult)
+    modules = [name for name in nets if not name.endswith("queue")]
+    print(f"\n{args.mode} (Table 2, Fig. 2)        --> forward    <== gradient    X cut by .detach()\n\n  clip --> encoder --> embedding")
+    for name in losses:
+        stream, kind = name.split("_")
+        head = f"{stream}_{'classifier' if kind == 'ce' else 'projection'}"
+        keys = f" <-- {stream}_queue <-- ema_{stream}_projection <-- ema_encoder <-- earlier clips" if kind == "contrast" else ""
+        cut = name == "bin_ce" and args.bin_ce == "cut"
+        print(f"                          |\n                          +--> {head} --> L_{name}{keys}")
+        print(f"           {'               X' if cut else 'encoder <====== '} <== {head} <== L_{name}")
+    print(f"\nmeasured on one batch of {len(clip)} clips: norm of the gradient of each loss in each module (. = none)\n")
+    width = max(map(len, modules)) + 2
+    print(" " * width + "".join(f"{'L_' + name:>17}" for name in losses))
+    norms = {}
+    for name, loss in losses.items():
+        nets.zero_grad(set_to_none=True)
+        loss.backward(retain_graph=True)
+        for module in modules:
+            gradients = [p.grad.norm() for p in nets[module].parameters() if p.grad is not None]
+            norms[module, name] = torch.stack(gradients).norm().item() if gradients else 0.0
+    for module in modules:
+        print(f"{module:{width}}" + "".join(f"{norms[module, n]:17.2e}" if norms[module, n] else f"{'.':>17}" for n in losses))
+    nets.zero_grad(set_to_none=True)
+    return norms
+
+
+# --- The run --------------------------------------------------------------------------------------------------------
+
+def train(args):
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    read = lambda split: FFPP(args.data_root, split, args.holdout, args.compression, args.frames, args.size,
+                              args.clips, args.crop, augment=args.augment)
+    train_set, val_set = read("train"), read("val")
+    sampler = EpochSampler(train_set, args.balance, args.seed)
+    if len(sampler) < args.batch_size:
+        raise ValueError(f"--batch-size {args.batch_size}: an epoch has only {len(sampler)} clips")
+    loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True, num_workers=args.workers,
+                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
+    multi_classes = max(train_set.multi) + 1
+    nets = build_networks(args, multi_classes).to(device, memory_format=torch.channels_last_3d)  # faster convolutions
+    optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=args.weight_decay)
+    config = {name: value for name, value in vars(args).items() if name not in ("explain", "resume", "overwrite")}
+    config["versions"] = dict(python=platform.python_version(), torch=str(torch.__version__), torchvision=torchvision.__version__,
+                              numpy=np.__version__, opencv=cv2.__version__)
+
+    print(f"{args.mode}, held out: {args.holdout}; seed {args.seed}; device {device}; preset {args.preset}"
+          + (" (the TOY FF++: its numbers say nothing about real deepfakes)" if args.data == "toy" else ""))
+    print(f"L_bin_ce {args.bin_ce}" + "".join(f", L_{name}" for name in ("bin_contrast", "mult_ce", "mult_contrast") if getattr(args, name))
+          + f"; encoder from {args.init}, {sum(p.numel() for p in nets['encoder'].parameters()):,} parameters")
+    for split, videos in (("train", train_set), ("val", val_set)):
+        print(f"{split:5} {len(videos.videos):5} videos: " + ", ".join(f"{n} {name}" for name, n in videos.counts.items())
+              + (f"; not on disk: {', '.join(f'{n} {name}' for name, n in videos.missing.items() if n)}" if any(videos.missing.values()) else ""))
+        lost = {target for _, _, target in videos.videos if not videos.faces.get(target)} if args.crop != "frame" else ()
+        if lost:
+            print(f"      no face found in {len(lost)} of {len({v[2] for v in videos.videos})} originals: the centred square is taken there")
+    if args.explain:
+        batch = [part.to(device) for part in next(iter(loader))]
+        return explain(nets, args, batch)
+
+    # What guessing costs: the entropy of the labels as they are drawn, for cross-entropy and for Eq. 1 alike (there,
+    # all similarities equal, a positive has the share of its label in the queue).
+    chance = {}
+    for stream, labels in (("bin", train_set.binary), ("mult", train_set.multi)):
+        share = torch.tensor([labels[i] for i, _ in sampler]).bincount().double() / len(sampler)
+        chance[stream] = -(share * share.clamp_min(1e-12).log()).sum().item()
+    print(f"chance: binary losses {chance['bin']:.3f}" + (f", multi-class losses {chance['mult']:.3f}" if args.mult_ce or args.mult_contrast else "")
+          + "; a loss that stays there has learned nothing")
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, best, first_epoch = [], None, 0
+    if args.resume:
+        checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
+        for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
+            nets[name].load_state_dict(state)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        rows, best, first_epoch = checkpoint["log"], checkpoint["best"], checkpoint["epoch"]
+        print(f"resumed after epoch {first_epoch} of {args.epochs}")
+    evaluation.save_json(config, out / "config.json")
+    writer = tensorboard(out)
+    amp = dict(device_type=device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision), enabled=args.precision != "fp32")
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+    steps, started = len(loader), time.time()
+    total, done_before = steps * args.epochs, steps * first_epoch
+
+    for epoch in range(first_epoch, args.epochs):
+        sampler.epoch = epoch
+        nets.train()
+        nets["encoder"].train(encoder_learns(args))
+        sums, epoch_started = {}, time.time()
+        for step, batch in enumerate(loader, 1):
+            clip, y_bin, y_mult, _ = (part.to(device, non_blocking=True) for part in batch)   # clip (B, 3, T, H, W) uint8
+            at = epoch * steps + step
+            for group in optimizer.param_groups:
+                group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))
+
+            with torch.autocast(**amp):
+                losses, z = compute_losses(nets, args, clip, y_bin, y_mult)
+            for name, loss in losses.items():
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(f"L_{name} is {loss.item()} at epoch {epoch + 1}, step {step}: stopped before it reached the "
+                                             f"weights; the last good state is {out / 'last.pt'} (a smaller --lr may help)")
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(sum(losses.values())).backward()                  # all loss weights are 1
+            scaler.step(optimizer)
+            scaler.update()
+            monitors = similarities(nets, z, y_bin, y_mult)
+            with torch.autocast(**amp):
+                update_keys(nets, args, clip, y_bin, y_mult)
+
+            for name, value in {**{f"loss_{n}": l.item() for n, l in losses.items()}, **monitors}.items():
+                sums.setdefault(name, []).append(value)
+            speed = (at - done_before) * args.batch_size / (time.time() - started)
+            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{n} {l.item():.3f}" for n, l in losses.items())
+                     + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
+
+        videos = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
+        val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
+        row = {"epoch": epoch + 1, "step": at, "lr": lr, **{name: float(np.mean(values)) for name, values in sums.items()},
+               "val_accuracy": val["accuracy"], "val_auc": val["auc"],
+               "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
+        rows.append(row)
+        print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
+              + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in z))
+        if writer:
+            for name, value in row.items():
+                writer.add_scalar(name, value, at)
+        state = {"config": config, "epoch": epoch + 1, "val": val,
+                 "encoder": nets["encoder"].state_dict(), "bin_classifier": nets["bin_classifier"].state_dict()}
+        if best is None or (val["auc"], val["accuracy"]) >= (best["auc"], best["accuracy"]):  # later wins a tie
+            best = {"epoch": epoch + 1, "auc": val["auc"], "accuracy": val["accuracy"]}
+            save(state, out / "best.pt")
+        others = {name: net.state_dict() for name, net in nets.items() if name not in ("encoder", "bin_classifier")}
+        save({**state, "others": others, "optimizer": optimizer.state_dict(), "log": rows, "best": best}, out / "last.pt")
+        write_log(rows, out / "log.csv")
+
+    results = {}
+    for name in ("last", "best"):
+        encoder, classifier, saved = evaluation.load_checkpoint(out / f"{name}.pt", device)
+        results[name] = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
+    final = {"checkpoint": str(out / "best.pt"), "epoch": best["epoch"], **results["best"], "last": results["last"]["metrics"]}
+    evaluation.save_json(final, out / "results.json")
+    print(finished(final, out))
+
+
+def finished(results, out):
+    """The one clear result that a run ends with."""
+    last = results["last"]
+    return (f"\n{evaluation.report(results, f'test of the checkpoint chosen on validation, epoch ' + str(results['epoch']))}\n"
+            f"  the last checkpoint: accuracy {100 * last['accuracy']:.1f} % (originals {100 * last['accuracy_real']:.1f} %, "
+            f"fakes {100 * last['accuracy_fake']:.1f} %), AUC {last['auc']:.3f}\n"
+            f"written: {out} (best.pt, last.pt, log.csv, config.json, results.json)\nnext:    python eval.py {out / 'best.pt'} --clips 8")
+
+
+@torch.no_grad()
+def similarities(nets, z, y_bin, y_mult):
+    """Mean cosine of this step's anchors to their positives and to their negatives in the queue; when both go
+    to 1 the representation has collapsed. NaN while there are none."""
+    found = {}
+    for stream, anchors in z.items():
+        queue, labels = nets[f"{stream}_queue"], {"bin": y_bin, "mult": y_mult}[stream]
+        cosine, positive = anchors @ queue.keys.T, labels[:, None] == queue.labels[None]
+        found[f"similarity_{stream}_positive"] = cosine[positive].mean().item()
+        found[f"similarity_{stream}_negative"] = cosine[~positive].mean().item()
+    return found
+
+
+def save(state, path):
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    temporary.replace(path)  # a kill at any moment leaves the old file or the new one
+
+
+def write_log(rows, path):
+    temporary = path.with_suffix(".part")
+    with open(temporary, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
+    temporary.replace(path)
+
+
+def tensorboard(out):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(out)
+
+
+def clock(seconds):
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def progress(text, last, printed=[0.0]):
+    """One line that renews itself in a terminal; in a log file a line every ten seconds."""
+    if sys.stdout.isatty():
+        print("\r" + text[:shutil.get_terminal_size().columns - 1].ljust(shutil.get_terminal_size().columns - 1), end="\n" if last else "", flush=True)
+    elif last or time.time() - printed[0] > 10:
+        printed[0] = time.time()
+        print(text, flush=True)
+
+
+# --- Flags ---------------------------------------------------------------------------------------------------------
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"train.py: {message} (python train.py --help explains every flag)\n")
+    switch = dict(action=argparse.BooleanOptionalAction, default=None)
+    both = lambda name: f"(toy {PRESETS['toy'][name]}, real data {PRESETS['paper'][name]})"
+
+    case = parser.add_argument_group("the case")
+    case.add_argument("--mode", choices=MODES, default="bin_contrastive", help="a row of Table 2: sets the next five flags (bin_contrastive)")
+    case.add_argument("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="the manipulation kept for the test (DF)")
+    case.add_argument("--bin-ce", choices=("grad", "cut"), help="the binary classifier's cross-entropy reaches the encoder, or is cut at the embedding")
+    case.add_argument("--bin-contrast", **switch, help="Eq. 1 with the labels original, manipulated")
+    case.add_argument("--mult-ce", **switch, help="cross-entropy of a second classifier: which manipulation")
+    case.add_argument("--mult-contrast", **switch, help="Eq. 1 with the labels original, 1st, 2nd, ... manipulation")
+    case.add_argument("--init", help="the encoder's starting weights: kinetics400, coclr, random, or the path of a checkpoint "
+                                     "(real data: the paper's choice for the mode; toy: random)")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="toy", help="the FF++ tree, or toy: rendered into toy_ffpp/ on first use (toy). It also chooses the "
+                                                    "defaults below: small ones for the toy, those of CoCLR for real data")
+    data.add_argument("--compression", choices=("c0", "c23", "c40"), default="c23", help="(c23)")
+    data.add_argument("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: the centred "
+                                     "square; or a JSON file {target id: [x, y, width, height]} (face)")
+    data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')}")
+    data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')}")
+    data.add_argument("--balance", choices=("binary", "none"), default="binary", help="binary: each fake is drawn with its own original, half of each "
+                                                                                      "batch is original; none: each video once, 3 fakes to 1 original (binary)")
+    data.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="random crop, flip and colours, alike over a clip (on)")
+    data.add_argument("--clips", type=int, help=f"evenly spaced clips per video in validation and test {both('clips')}")
+    data.add_argument("--workers", type=int, help=f"processes that read videos; any number gives the same result {both('workers')}")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int, help=both("epochs"))
+    training.add_argument("--batch-size", type=int, help=f"clips per step {both('batch_size')}")
+    training.add_argument("--lr", type=float, help=f"AdamW's peak learning rate; 50 steps of warm-up, then a cosine to 0 {both('lr')}")
+    training.add_argument("--weight-decay", type=float, default=1e-5, help="(1e-5, CoCLR's)")
+    training.add_argument("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
+    training.add_argument("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
+    training.add_argument("--momentum", type=float, help=f"m of the EMA encoder {both('momentum')}")
+    training.add_argument("--width", type=float, help=f"scales the channels of S3D {both('width')}")
+    training.add_argument("--seed", type=int, default=0, help="of weights, order, clips and augmentation (0)")
+    training.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best there is)")
+    training.add_argument("--threads", type=int, help=f"CPU threads of the networks, 0: torch's choice; another number rounds differently {both('threads')}")
+    training.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="autocast of the networks; losses stay in fp32 (CUDA: bf16, or fp16 where it lacks that; else fp32)")
+
+    run = parser.add_argument_group("the run")
+    run.add_argument("--out", help="folder for weights, log and results (runs/<mode>_<holdout>_seed<seed>)")
+    run.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run in --out")
+    run.add_argument("--overwrite", action="store_true", help="train anew in a folder that holds a run")
+    run.add_argument("--explain", action="store_true", help="print the gradient-flow diagram and the measured gradients, train nothing")
+
+    known, _ = parser.parse_known_args(argv)
+    preset = "toy" if known.data == "toy" else "paper"
+    parser.set_defaults(**{**MODES[known.mode], **PRESETS[preset]})
+    args = parser.parse_args(argv)
+    args.preset, args.data_root = preset, "toy_ffpp" if preset == "toy" else args.data
+    args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    if args.precision is None:
+        cuda = args.device.startswith("cuda")
+        args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+    for wrong, message in (
+        (args.frames < MIN_FRAMES, f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
+        (args.size < MIN_SIZE, f"--size {args.size}: S3D pools away fewer than {MIN_SIZE} pixels"),
+        (args.batch_size < 2, f"--batch-size {args.batch_size}: BatchNorm needs at least 2 clips"),
+        (args.queue_size < 1, f"--queue-size {args.queue_size}: at least one key"),
+        (args.epochs < 1, f"--epochs {args.epochs}: at least one"),
+        (args.clips < 1, f"--clips {args.clips}: at least one"),
+        (args.threads < 0, f"--threads {args.threads}: 0 or more"),
+        (args.workers < 0, f"--workers {args.workers}: 0 or more"),
+        (not args.width > 0, f"--width {args.width}: more than 0"),
+        (not args.lr > 0, f"--lr {args.lr}: more than 0"),
+        (not args.temperature > 0, f"--temperature {args.temperature}: more than 0"),
+        (not 0 <= args.momentum <= 1, f"--momentum {args.momentum}: from 0 to 1"),
+    ):
+        if wrong:
+            parser.error(message)
+    return args
+
+
+def existing_run(args):
+    """What to do about a run that is in --out already: None to train, else the sentence to leave with."""
+    out = Path(args.out)
+    if args.overwrite or not (out / "config.json").is_file():
+        return f"--resume: there is no run in {out}" if args.resume and not (out / "last.pt").is_file() else None
+    before = json.loads((out / "config.json").read_text())
+    free = {"device", "workers", "out", "resume", "overwrite", "explain"}  # may differ between two halves of a run
+    differences = [f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
+                   for name, value in vars(args).items() if name not in free and before.get(name) != value]
+    if differences:
+        return f"{out} holds a run with other settings ({'; '.join(differences)}): choose another --out, or --overwrite it"
+    if args.resume:
+        return None if (out / "last.pt").is_file() else f"--resume: no whole epoch of {out} was finished; train it anew with --overwrite"
+    return f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew"
+
+
+def main(argv=None):
+    args = parse(argv)
+    out = Path(args.out)
+    try:
+        if args.preset == "toy" and not Path(args.data_root).is_dir():
+            make_toy(args.data_root)
+        if not args.explain:
+            stop = existing_run(args)
+            if (out / "results.json").is_file() and not args.overwrite and (stop is None or "unfinished" in stop):
+                print(finished(json.loads((out / "results.json").read_text()), out))
+                print("this run was finished before; --overwrite trains it anew")
+                return
+            if stop:
+                sys.exit(f"train.py: {stop}")
+            if args.overwrite and out.is_dir():
+                for name in ("results.json", "config.json", "log.csv", "best.pt", "last.pt"):
+                    (out / name).unlink(missing_ok=True)
+        train(args)
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        again = f"continue with the same command and --resume" if (out / "last.pt").is_file() else "no epoch was finished"
+        sys.exit(f"\ninterrupted; {again}")
+
+
+if __name__ == "__main__":
+    main()

@@ -274,10 +274,10 @@ class EpochSampler(Sampler):
 
 TOY_FRAMES, TOY_SIZE, FACE = 24, 60, 64  # frames a video, pixels of a video and of the face before it is placed
 #          region (x, y, rx, ry), softness of its edge, lost grain, colour mismatch, swimming in pixels
-TRACES = {"DF": ((32, 38, 18, 21), 1.5, 0.85, 20, 0.3),    # the source's face with the target's expression
-          "F2F": ((32, 45, 19, 17), 1.5, 0.90, 24, 0.4),   # the target's own face with the source's expression
-          "FS": ((32, 38, 17, 20), 0.4, 0.70, 26, 0.4),    # the source's face, cut out and pasted
-          "NT": ((32, 46, 18, 15), 1.5, 0.95, 26, 0.4)}    # the target's own mouth, re-rendered
+TRACES = {"DF": ((32, 38, 18, 21), 1.5, 0.85, 18, 0.3),    # the source's face with the target's expression
+          "F2F": ((32, 46, 18, 16), 1.5, 0.80, 22, 0.4),   # the target's own face with the source's expression
+          "FS": ((32, 38, 17, 20), 0.4, 0.50, 26, 0.5),    # the source's face, cut out and pasted
+          "NT": ((32, 47, 17, 14), 1.5, 0.88, 24, 0.4)}    # the target's own mouth, re-rendered
 Y, X = np.mgrid[:FACE, :FACE].astype(np.float32)
 
 
@@ -404,3 +404,30 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
         temporary.replace(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main():
+    """The lesson: the splits in numbers, and one identity in all five classes as a picture."""
+    root = Path("toy_ffpp")
+    if not root.is_dir():
+        make_toy(root)
+    videos = list_videos(root)
+    print("ids per class:", ", ".join(f"{name} {len(ids)}" for name, ids in SPLITS.items()))
+    print(f"\nvideos in {root} (a toy) and in the whole FF++, with DF held out:")
+    for split in SPLITS:
+        part = FFPP(root, split, "DF", frames=8, size=48)
+        whole = len(part.videos) + sum(part.missing.values())
+        print(f"  {split:6}" + "".join(f"{count:5} {name:9}" for name, count in part.counts.items()) + f"{'':8}together {len(part.videos)} of {whole}")
+    clip, binary, multi, video = part[0]
+    print(f"\nitem 0 of the test split: clip {tuple(clip.shape)} {clip.dtype}, binary {binary}, multi {multi}, {part.videos[video][0]}")
+    rows = [np.concatenate([cv2.resize(read_clip(videos[name][target], 1, place)[0], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+                            for name in ("original", *MANIPULATIONS)], axis=1)
+            for target in SPLITS["test"][:2] for place in (0.2, 0.6)]
+    sheet = Path("runs") / "toy_sheet.png"
+    sheet.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(sheet), np.concatenate(rows))
+    print(f"\n{sheet}: the identities {' and '.join(SPLITS['test'][:2])}, from left to right original, {', '.join(MANIPULATIONS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -115,7 +115,7 @@ class S3D(nn.Module):
         self.register_load_state_dict_post_hook(lambda model, _: model.apply_batchnorm_settings())
 
     def apply_batchnorm_settings(self):
-        eps, momentum = self.batchnorm.tolist()
+        eps, momentum = (float(f"{value:.6g}") for value in self.batchnorm.tolist())  # 1e-5, not float32's 9.9999997e-6
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):
                 module.eps, module.momentum = eps, momentum

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+import csv
+import json
+import re
+
+import pytest
+import torch
+
+import train
+from data import MANIPULATIONS
+
+TABLE = {  # which losses there are, and whether each reaches the encoder (True), is cut at the embedding (False)
+    "baseline": {"bin_ce": True},
+    "bin_ce": {"bin_ce": True},
+    "bin_contrastive": {"bin_ce": False, "bin_contrast": True},
+    "bin_ce_contrastive": {"bin_ce": True, "bin_contrast": True},
+    "bin_ce_multi_ce": {"bin_ce": True, "mult_ce": True},
+    "bin_contrastive_multi_contrastive": {"bin_ce": False, "bin_contrast": True, "mult_contrast": True},
+}
+HEAD = {"bin_ce": "bin_classifier", "mult_ce": "mult_classifier", "bin_contrast": "bin_projection", "mult_contrast": "mult_projection"}
+TINY = ["--epochs", "2", "--batch-size", "4", "--size", "32", "--width", "0.125", "--queue-size", "10"]
+
+
+def case(*flags):
+    args = train.parse([*flags, "--width", "0.125", "--queue-size", "20"])
+    torch.manual_seed(0)
+    nets = train.build_networks(args, multi_classes=4).train()
+    batch = torch.randint(0, 256, (8, 3, 8, 32, 32), dtype=torch.uint8), torch.tensor([0, 1] * 4), torch.tensor([0, 1, 0, 2, 0, 3, 0, 1])
+    train.update_keys(nets, args, *batch)  # a first iteration, so that there are positives
+    return args, nets, batch
+
+
+def reached(nets):
+    return {name for name, net in nets.items() if any(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())}
+
+
+# --- The diagrams ---
+
+@pytest.mark.parametrize("mode", TABLE)
+def test_each_loss_alone_reaches_exactly_the_modules_of_the_papers_diagram(mode):
+    assert set(TABLE) == set(train.MODES)
+    args, nets, batch = case("--mode", mode)
+    losses, _ = train.compute_losses(nets, args, *batch)
+    assert set(losses) == set(TABLE[mode])
+    for name, reaches_encoder in TABLE[mode].items():
+        nets.zero_grad(set_to_none=True)
+        losses[name].backward(retain_graph=True)
+        assert reached(nets) == {HEAD[name]} | ({"encoder"} if reaches_encoder else set())
+
+
+@pytest.mark.parametrize("mode", TABLE)
+def test_each_contrastive_stream_has_its_own_head_ema_head_and_queue_on_one_ema_encoder(mode):
+    _, nets, _ = case("--mode", mode)
+    expected = {"encoder", *(HEAD[name] for name in TABLE[mode]), "bin_classifier"}
+    for stream in ("bin", "mult"):
+        if f"{stream}_contrast" in TABLE[mode]:
+            expected |= {"ema_encoder", f"{stream}_queue", f"ema_{stream}_projection"}
+    assert set(nets) == expected
+
+
+def test_an_optimiser_step_moves_the_trained_networks_and_the_ema_rule_alone_the_others():
+    args, nets, batch = case("--mode", "bin_contrastive_multi_contrastive", "--momentum", "0.9")
+    trained = [p for p in nets.parameters() if p.requires_grad]
+    assert not {id(p) for name in nets if name.startswith("ema") for p in nets[name].parameters()} & {id(p) for p in trained}
+    old = {name: p.clone() for name, p in nets.named_parameters()}
+    losses, _ = train.compute_losses(nets, args, *batch)
+    sum(losses.values()).backward()
+    torch.optim.AdamW(trained, lr=1e-2).step()
+    for name, p in nets.named_parameters():
+        assert torch.equal(p, old[name]) == name.startswith("ema"), name
+    train.update_keys(nets, args, *batch)
+    for name, p in nets.named_parameters():
+        if name.startswith("ema"):
+            torch.testing.assert_close(p, 0.9 * old[name] + 0.1 * nets.get_parameter(name.removeprefix("ema_")))
+
+
+def test_positives_come_from_earlier_iterations_only():
+    args, nets, batch = case("--mode", "bin_contrastive")
+    before = nets["bin_queue"].keys
+    train.compute_losses(nets, args, *batch)
+    assert torch.equal(nets["bin_queue"].keys, before)
+    train.update_keys(nets, args, *batch)
+    assert torch.equal(nets["bin_queue"].keys[:8], before) and len(nets["bin_queue"].keys) == 16
+
+
+def test_any_case_flag_can_be_overridden():
+    args, nets, batch = case("--mode", "bin_contrastive", "--mult-ce", "--bin-ce", "grad", "--no-bin-contrast")
+    losses, _ = train.compute_losses(nets, args, *batch)
+    assert set(losses) == {"bin_ce", "mult_ce"}
+    losses["bin_ce"].backward()
+    assert reached(nets) == {"encoder", "bin_classifier"}
+
+
+def test_an_encoder_that_no_loss_reaches_builds_no_graph():
+    args, nets, batch = case("--mode", "bin_contrastive", "--no-bin-contrast")
+    sum(train.compute_losses(nets, args, *batch)[0].values()).backward()
+    assert reached(nets) == {"bin_classifier"} and all(p.grad is None for p in nets["encoder"].parameters())
+
+
+def test_modes_are_presets_of_the_papers_starting_weights_on_real_data():
+    init = lambda mode: train.parse(["--mode", mode, "--data", "somewhere"]).init
+    assert init("baseline") == "kinetics400" and {init(m) for m in TABLE if m != "baseline"} == {"coclr"}
+    assert train.parse(["--mode", "baseline"]).init == "random"  # no published weights fit the toy's narrow encoder
+
+
+# --- The command ---
+
+@pytest.fixture(scope="module")
+def finished(toy, request):
+    """One short run of the case with all kinds of modules: its folder and what it printed."""
+    from conftest import ROOT
+    import subprocess, sys
+    flags = ["--mode", "bin_contrastive_multi_contrastive", "--holdout", "NT", "--seed", "3", *TINY, "--out", "runs/first"]
+    result = subprocess.run([sys.executable, str(ROOT / "train.py"), *flags], cwd=toy, text=True, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return toy / "runs" / "first", result.stdout, flags
+
+
+def test_a_run_ends_with_one_clear_result(finished):
+    folder, printed, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert {v["class"] for v in results["videos"]} == {"original", *MANIPULATIONS} and set(results["seen"]) == {"DF", "F2F", "FS"}
+    assert f"AUC{results['metrics']['auc']:>25.3f}"[:0] == "" and f"{100 * results['metrics']['accuracy']:.1f} %" in printed
+    for words in ("seed 3", "TOY", "4 originals + 4 fakes", "on originals", "on fakes", "AUC", "chance", "last checkpoint",
+                  "written: runs", "python eval.py runs"):
+        assert words in printed, words
+    assert {p.name for p in folder.iterdir()} >= {"best.pt", "last.pt", "log.csv", "config.json", "results.json"}
+
+
+def test_chance_is_printed_and_logged_with_everything_else(finished):
+    folder, printed, _ = finished
+    assert "binary losses 0.693" in printed and "multi-class losses 1.242" in printed  # ln 2; 1/2 ln 2 + 1/2 ln 6
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert set(rows[0]) == {"epoch", "step", "lr", "loss_bin_ce", "loss_bin_contrast", "loss_mult_contrast", "similarity_bin_positive",
+                            "similarity_bin_negative", "similarity_mult_positive", "similarity_mult_negative", "val_accuracy", "val_auc",
+                            "clips_per_second", "seconds"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["seed"] == 3 and config["holdout"] == "NT" and set(config["versions"]) == {"python", "torch", "torchvision", "numpy", "opencv"}
+
+
+def test_eval_repeats_the_result_of_the_run(finished, run, toy):
+    folder, _, _ = finished
+    before = json.loads((folder / "results.json").read_text())
+    result = run(toy, "eval.py", "runs/first/best.pt", "--clips", "2", "--out", "runs/again.json")
+    assert result.returncode == 0, result.stderr
+    again = json.loads((toy / "runs" / "again.json").read_text())
+    assert [v["clips"] for v in again["videos"]] == [v["clips"] for v in before["videos"]] and again["metrics"] == before["metrics"]
+
+
+def without_time(path):
+    return [re.sub(r",[^,]*,[^,]*$", "", line) for line in path.read_text().splitlines()]  # the last two columns are timings
+
+
+def test_two_runs_with_one_seed_are_equal_bit_for_bit_whatever_the_workers(finished, run, toy):
+    folder, _, flags = finished
+    result = run(toy, "train.py", *flags[:-1], "runs/second", "--workers", "2")
+    assert result.returncode == 0, result.stderr
+    assert without_time(folder / "log.csv") == without_time(toy / "runs" / "second" / "log.csv")
+    first, second = (torch.load(path / "last.pt", weights_only=True) for path in (folder, toy / "runs" / "second"))
+    flat = lambda checkpoint: {**checkpoint["encoder"], **checkpoint["bin_classifier"], **{(n, k): v for n, s in checkpoint["others"].items() for k, v in s.items()}}
+    assert all(torch.equal(a, b) for a, b in zip(flat(first).values(), flat(second).values(), strict=True))
+
+
+def test_a_finished_run_is_not_trained_again(finished, run, toy):
+    folder, printed, flags = finished
+    before = (folder / "last.pt").stat().st_mtime_ns
+    result = run(toy, "train.py", *flags)
+    assert result.returncode == 0 and "--overwrite" in result.stdout and "test of the checkpoint chosen on validation" in result.stdout
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_other_settings_is_refused_and_the_difference_named(finished, run, toy):
+    _, _, flags = finished
+    result = run(toy, "train.py", *flags, "--lr", "0.5")
+    assert result.returncode != 0 and "--lr 0.0005 there, 0.5 now" in result.stderr
+
+
+def test_explain_shows_and_measures_the_diagram(run, toy):
+    result = run(toy, "train.py", "--mode", "bin_contrastive", "--explain", *TINY)
+    assert result.returncode == 0, result.stderr
+    assert "X <== bin_classifier <== L_bin_ce" in result.stdout and "encoder <====== " in result.stdout
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if re.match(r"(encoder|bin_|ema_)\S* +[\d.]", line)}
+    measured = {name: [value != "." and float(value) > 0 for value in values] for name, values in rows.items()}
+    assert measured == {"encoder": [False, True], "bin_classifier": [True, False], "bin_projection": [False, True],
+                        "ema_encoder": [False, False], "ema_bin_projection": [False, False]}
+    assert not (toy / "runs" / "bin_contrastive_DF_seed0").exists()
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--mode", "bin_contrastiv"], "bin_contrastiv"), (["--holdout", "Deepfakes"], "Deepfakes"), (["--hold-out", "DF"], "--hold-out"),
+    (["--epoch", "3"], "--epoch"), (["--frames", "4"], "--frames 4"), (["--size", "16"], "--size 16"), (["--batch-size", "1"], "--batch-size 1"),
+    (["--queue-size", "0"], "--queue-size 0"), (["--temperature", "0"], "--temperature"), (["--momentum", "1.1"], "--momentum"),
+    (["--data", "no/such/folder"], "no/such/folder"), (["--compression", "c40"], "c23"), (["--init", "no.pt"], "no.pt"),
+    (["--batch-size", "1000"], "--batch-size 1000"), (["--crop", "no.json"], "no.json"), (["--resume", "--out", "runs/none"], "runs")])
+def test_a_mistake_is_one_clear_sentence(run, toy, flags, named):
+    result = run(toy, "train.py", *flags)
+    assert result.returncode != 0 and named in result.stderr and "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.strip().splitlines() if "finding faces" not in line]) == 1, result.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(run, toy):
+    result = run(toy, "train.py", *TINY, "--lr", "1e38", "--out", "runs/broken")
+    assert result.returncode != 0 and re.search(r"L_bin_\w+ is (nan|inf)", result.stderr) and "Traceback" not in result.stderr
+
+
+def test_help_explains_every_flag(run, toy):
+    result = run(toy, "train.py", "--help")
+    assert result.returncode == 0
+    for flag in ("--mode", "--holdout", "--data", "--compression", "--crop", "--out", "--seed", "--epochs", "--batch-size", "--frames", "--size", "--width",
+                 "--lr", "--queue-size", "--temperature", "--momentum", "--init", "--workers", "--device", "--precision", "--resume", "--explain",
+                 "--bin-ce", "--bin-contrast", "--no-mult-ce", "--mult-contrast"):
+        assert flag in result.stdout

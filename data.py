@@ -13,6 +13,8 @@ split alone:
     train, val   originals + the seen manipulations     720 and 140 ids: 2,880 and 560 videos
     test         originals + the held-out manipulation  140 ids: 280 videos
 
+To use it elsewhere, copy this file:
+
     from data import FFPP
     videos = FFPP("FaceForensics++", "test", holdout="DF", clips=4)
     clip, binary, multi, video = videos[0]     # clip: uint8 (3, T, H, W), RGB
@@ -27,12 +29,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what cannot be read is told below, once and by name
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 cv2.setNumThreads(0)  # OpenCV's own threads and forked loader workers wait for each other forever
 
 MANIPULATIONS = {"DF": "Deepfakes", "F2F": "Face2Face", "FS": "FaceSwap", "NT": "NeuralTextures"}
@@ -126,30 +130,49 @@ def _decode(video, path, start, count):
 
 # --- The face ----------------------------------------------------------------------------------------------------
 
-def crop_frame(frame, face, size, margin=1.3):
-    """BGR (H, W, 3) -> RGB (size, size, 3): the square around the face box (x, y, w, h), `margin` times its
-    larger side, moved into the picture; without a face (None) the centred square. Used for training, testing,
-    and anything later."""
-    height, width = frame.shape[:2]
+def crop_square(height, width, face, margin=1.3):
+    """(left, top, side) of the square around the face box (x, y, w, h): `margin` times its larger side, moved into
+    the picture; without a face (None) the centred square."""
     x, y, w, h = face or (0, 0, width, height)
-    side = min(round(max(w, h) * margin), height, width) if face else min(height, width)
-    left = min(max(round(x + w / 2 - side / 2), 0), width - side)
-    top = min(max(round(y + h / 2 - side / 2), 0), height - side)
+    side = min(round(max(w, h) * margin) if face else height, height, width)
+    return min(max(round(x + w / 2 - side / 2), 0), width - side), min(max(round(y + h / 2 - side / 2), 0), height - side), side
+
+
+def crop_frame(frame, face, size):
+    """BGR (H, W, 3) -> RGB (size, size, 3), what crop_square cuts out. Used for training, testing, and anything later."""
+    left, top, side = crop_square(*frame.shape[:2], face)
     square = frame[top:top + side, left:left + side]
     square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
     return square[..., ::-1]
 
 
+def load_clip(path, face, frames, size, place):
+    """The clip (T, 3, size, size) uint8, RGB, of the frames at `place` (see read_clip) cropped to the face box (see
+    crop_frame); None when the video cannot be read."""
+    try:
+        clip = np.stack([crop_frame(frame, face, size) for frame in read_clip(path, frames, place)])  # (T, H, W, 3)
+    except (UnreadableVideo, OSError, cv2.error):
+        return None
+    return torch.from_numpy(clip).permute(0, 3, 1, 2)
+
+
 def find_face(path):
-    """The largest face (x, y, w, h) that OpenCV's Haar cascade sees in one of three frames, or None."""
-    finder = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, "haarcascade_frontalface_default.xml"))
+    """The face (x, y, w, h) of which OpenCV's Haar cascade is surest in three frames; None when it sees none, when the
+    video cannot be read, or when this OpenCV has no cascades (5.0 has not)."""
+    if not hasattr(cv2, "CascadeClassifier"):
+        return None
+    finder = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, "haarcascade_frontalface_alt.xml"))
     found = []
     for place in (0.5, 0.1, 0.9):
-        gray = cv2.cvtColor(read_clip(path, 1, place)[0], cv2.COLOR_BGR2GRAY)
+        try:
+            gray = cv2.cvtColor(read_clip(path, 1, place)[0], cv2.COLOR_BGR2GRAY)
+        except (UnreadableVideo, OSError, cv2.error):
+            return None
         zoom = max(1, 200 // min(gray.shape))  # the cascade misses faces below some 50 pixels
-        faces = finder.detectMultiScale(cv2.resize(gray, None, fx=zoom, fy=zoom), 1.1, 4, minSize=(50, 50))
-        found += [tuple(int(v) // zoom for v in face) for face in faces]
-    return max(found, key=lambda face: face[2]) if found else None
+        gray = cv2.resize(gray, None, fx=zoom, fy=zoom)
+        faces, _, sureness = finder.detectMultiScale3(gray, 1.1, 3, minSize=(50, 50), outputRejectLevels=True)
+        found += [(float(sure), tuple(int(v) // zoom for v in face)) for face, sure in zip(faces, sureness)]
+    return max(found)[1] if found else None
 
 
 def find_faces(originals, file):
@@ -221,22 +244,36 @@ class FFPP(Dataset):
         return len(self.videos) * self.clips
 
     def __getitem__(self, index):
-        """index: a number or, as EpochSampler gives it, (number, seed): the seed then fixes all that is random."""
+        """index: a number or, as EpochSampler gives it, (number, seed): the seed then fixes all that is random.
+
+        A video that cannot be read is told by its index, which comes as -1 - index. The clip is then another one of
+        the same class (train), so that the batch stays whole, or black (val, test).
+        """
         index, seed = index if isinstance(index, tuple) else (index, None)
         video, number = divmod(index, self.clips)
-        path, _, target = self.videos[video]
         before = torch.get_rng_state()
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         place = torch.rand(()).item() if self.random else (number + 0.5) / self.clips
-        face = self.faces.get(target)
-        clip = np.stack([crop_frame(f, face, self.size) for f in read_clip(path, self.frames, place)])  # (T, H, W, 3)
-        clip = torch.from_numpy(clip).permute(0, 3, 1, 2)                                               # (T, 3, H, W)
+        clip, readable = self.load(video, place), True
+        if clip is None:
+            readable = False
+            others = [i for i, multi in enumerate(self.multi) if multi == self.multi[video]] if self.random else []
+            for other in (others[i] for i in torch.randperm(len(others))):
+                clip = self.load(other, place)
+                if clip is not None:
+                    break
+            else:
+                clip = torch.zeros(self.frames, 3, self.size, self.size, dtype=torch.uint8)
         if self.augment:
             clip = self.augment(clip)  # v2 draws once and treats all frames alike
         if seed is not None:
             torch.set_rng_state(before)
-        return clip.transpose(0, 1).contiguous(), self.binary[video], self.multi[video], video
+        return clip.transpose(0, 1).contiguous(), self.binary[video], self.multi[video], video if readable else -1 - video
+
+    def load(self, video, place):
+        path, _, target = self.videos[video]
+        return load_clip(path, self.faces.get(target), self.frames, self.size, place)
 
 
 class EpochSampler(Sampler):
@@ -274,10 +311,10 @@ class EpochSampler(Sampler):
 
 TOY_FRAMES, TOY_SIZE, FACE = 24, 60, 64  # frames a video, pixels of a video and of the face before it is placed
 #          region (x, y, rx, ry), softness of its edge, lost grain, colour mismatch, swimming in pixels
-TRACES = {"DF": ((32, 38, 18, 21), 1.5, 0.85, 18, 0.3),    # the source's face with the target's expression
-          "F2F": ((32, 46, 18, 16), 1.5, 0.80, 22, 0.4),   # the target's own face with the source's expression
-          "FS": ((32, 38, 17, 20), 0.4, 0.50, 26, 0.5),    # the source's face, cut out and pasted
-          "NT": ((32, 47, 17, 14), 1.5, 0.88, 24, 0.4)}    # the target's own mouth, re-rendered
+TRACES = {"DF": ((32, 38, 18, 21), 1.5, 0.80, 18, 0.2),    # the source's face with the target's expression
+          "F2F": ((32, 46, 18, 16), 1.5, 0.85, 22, 0.3),   # the target's own face with the source's expression
+          "FS": ((32, 38, 17, 20), 0.4, 0.55, 26, 0.3),    # the source's face, cut out and pasted
+          "NT": ((32, 47, 17, 14), 1.5, 0.92, 24, 0.3)}    # the target's own mouth, re-rendered
 Y, X = np.mgrid[:FACE, :FACE].astype(np.float32)
 
 
@@ -383,7 +420,7 @@ def camera(film, rng):
     sharpness = np.mean([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in film])
     noise = np.sqrt(max(0, rng.uniform(0.38, 0.62) - sharpness) / 20)  # white noise of variance v adds 20 v to it
     film = (film + noise * rng.normal(0, 1, film.shape)) * rng.uniform(35, 60) + rng.uniform(90, 150) + rng.normal(0, 8, 3)
-    flicker = rng.uniform(0, 3) * rng.normal(0, 1, (len(film), 1, 1, 1))
+    flicker = rng.uniform(0, 4) * rng.normal(0, 1, (len(film), 1, 1, 1))
     return (film + flicker).clip(0, 255).astype(np.uint8)
 
 

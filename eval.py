@@ -17,13 +17,17 @@ import pickle
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models
+from torchvision.utils import make_grid
 
-from data import FFPP, MANIPULATIONS
+from data import FFPP, IMAGE_ENDINGS, MANIPULATIONS, VIDEO_ENDINGS, crop_square, find_face, load_clip, read_clip
 from heads import Classifier
-from s3d import S3D
+from s3d import IMAGENET_MEAN_STD, S3D, load_pretrained
 
 # --- Metrics: labels 0 = original, 1 = manipulated; scores = fake probability, (N,) each ------------------------------
 
@@ -91,33 +95,86 @@ def intervals(labels, scores, draws=1000, seed=0):
 
 @torch.no_grad()
 def evaluate(encoder, classifier, dataset, device="cpu", batch_size=16, workers=0):
-    """One row per video of an FFPP of val or test clips:
-    {"path", "class", "label", "score": mean fake probability in 0..1, "clips": [one probability per clip]}."""
+    """(videos, unreadable, embeddings) of a dataset of val or test clips: one row per readable video,
+    {"path", "class", "label", "score": mean fake probability in 0..1, "clips": [one probability per clip]}, the paths
+    of the others, and the mean embedding of each readable video (videos, dim)."""
     was_training = encoder.training, classifier.training
     encoder.eval(), classifier.eval()
-    clips = [[] for _ in dataset.videos]
+    clips, sums, broken = [[] for _ in dataset.videos], {}, set()
     for clip, _, _, video in DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.device(device).type == "cuda"):
-        fake = classifier(encoder(clip.to(device, non_blocking=True))).softmax(dim=1)[:, 1]  # (B,)
-        for v, p in zip(video.tolist(), fake.tolist()):
-            clips[v].append(p)
+        embedding = encoder(clip.to(device, non_blocking=True))                              # (B, dim)
+        fake = classifier(embedding).softmax(dim=1)[:, 1]                                    # (B,)
+        for v, probability, vector in zip(video.tolist(), fake.tolist(), embedding.float().cpu().numpy()):
+            if v < 0:  # FFPP's sign for a video that cannot be read
+                broken.add(-1 - v)
+            else:
+                clips[v].append(probability)
+                sums[v] = sums.get(v, 0) + vector
     encoder.train(was_training[0]), classifier.train(was_training[1])
-    return [{"path": str(path), "class": name, "label": label, "score": float(np.mean(c)), "clips": c}
-            for (path, name, _), label, c in zip(dataset.videos, dataset.binary, clips)]
+    good = [v for v in range(len(clips)) if v not in broken]
+    rows = [{"path": str(dataset.videos[v][0]), "class": dataset.videos[v][1], "label": dataset.binary[v],
+             "score": float(np.mean(clips[v])), "clips": clips[v]} for v in good]
+    return rows, [str(dataset.videos[v][0]) for v in sorted(broken)], np.stack([sums[v] / len(clips[v]) for v in good]) if good else None
 
 
 def test(encoder, classifier, config, clips, device="cpu", workers=0, batch_size=16):
-    """The paper's protocol for one hold-out: the content of results.json, without the checkpoint's name."""
-    protocol = {"clips": clips, **{name: config[name] for name in ("frames", "size", "crop")}}
+    """The paper's protocol for one hold-out: the content of results.json without the checkpoint's name, and the
+    videos' embeddings."""
     dataset = FFPP(config["data_root"], "test", config["holdout"], config["compression"], config["frames"], config["size"],
                    clips, config["crop"], classes=["original", *MANIPULATIONS])
-    videos = evaluate(encoder, classifier, dataset, device, batch_size, workers)
-    column = lambda name, classes: [v[name] for v in videos if v["class"] in classes]
-    pair = lambda *fakes: (column("label", ("original", *fakes)), column("score", ("original", *fakes)))
-    heldout = list(MANIPULATIONS) if config["holdout"] == "none" else [config["holdout"]]
+    videos, unreadable, embeddings = evaluate(encoder, classifier, dataset, device, batch_size, workers)
     seen = [name for name in MANIPULATIONS if name != config["holdout"]]
-    return {"config": config, "protocol": protocol,
-            "metrics": {**metrics(*pair(*heldout)), "intervals": intervals(*pair(*heldout))},
-            "seen": {name: metrics(*pair(name)) for name in seen}, "videos": videos, "unreadable": []}
+    return {"config": config, "protocol": {"clips": clips, **{name: config[name] for name in ("frames", "size", "crop")}},
+            "metrics": measure(videos, unseen(config), with_intervals=True),
+            "seen": {name: measure(videos, [name]) for name in seen}, "videos": videos, "unreadable": unreadable}, embeddings
+
+
+def unseen(config):
+    """The manipulations of the headline: the held-out one, or all when none was held out."""
+    return list(MANIPULATIONS) if config["holdout"] == "none" else [config["holdout"]]
+
+
+def measure(videos, fakes, with_intervals=False):
+    """Metrics over the originals and these manipulations."""
+    chosen = [v for v in videos if v["class"] in ("original", *fakes)]
+    labels, scores = [v["label"] for v in chosen], [v["score"] for v in chosen]
+    return {**metrics(labels, scores), **({"intervals": intervals(labels, scores)} if with_intervals else {})}
+
+
+class FrameEncoder(nn.Module):
+    """The paper's point of comparison, the DFDC winner's image model: EfficientNet-B7 on single frames (B0 at a width
+    below 1, for the toy). Same interface as S3D: clip (B, 3, T, H, W) uint8 or float in 0..1 -> (B, dim), the mean over
+    the frames."""
+
+    def __init__(self, width=1.0, pretrained=False):
+        super().__init__()
+        model, weights = (models.efficientnet_b7, models.EfficientNet_B7_Weights) if width >= 1 else (models.efficientnet_b0, models.EfficientNet_B0_Weights)
+        network = model(weights=weights.IMAGENET1K_V1 if pretrained else None)
+        self.layers, self.dim = network.features, network.classifier[1].in_features
+        mean, std = IMAGENET_MEAN_STD
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1, 1))
+
+    def forward(self, clip):
+        clip = clip / 255 if clip.dtype == torch.uint8 else clip
+        frames = ((clip - self.mean) / self.std).transpose(1, 2).flatten(0, 1)               # (B * T, 3, H, W)
+        return self.layers(frames).mean(dim=(2, 3)).unflatten(0, (len(clip), -1)).mean(dim=1)
+
+
+def build_encoder(mode, width, init="random"):
+    """The encoder of a mode with its starting weights. Raises what load_pretrained raises."""
+    if mode == "dfdc_winner":
+        if init not in ("imagenet", "random"):
+            raise ValueError(f"--init {init}: dfdc_winner starts from imagenet or random")
+        try:
+            return FrameEncoder(width, init == "imagenet")
+        except OSError as error:
+            raise FileNotFoundError(f"could not download torchvision's EfficientNet weights ({error}): fetch the file that "
+                                    f"torchvision names into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
+    encoder = S3D(width)
+    if init != "random":
+        load_pretrained(encoder, init)
+    return encoder
 
 
 def load_checkpoint(path, device="cpu"):
@@ -127,10 +184,11 @@ def load_checkpoint(path, device="cpu"):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         config = checkpoint["config"]
-        encoder, classifier = S3D(config["width"]), Classifier(S3D(config["width"]).dim, 2)
+        encoder = build_encoder(config["mode"], config["width"])
+        classifier = Classifier(encoder.dim, 2)
         encoder.load_state_dict(checkpoint["encoder"])
         classifier.load_state_dict(checkpoint["bin_classifier"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no checkpoint of train.py: {str(error).splitlines()[0]}") from None
     return encoder.to(device), classifier.to(device), config
 
@@ -138,14 +196,13 @@ def load_checkpoint(path, device="cpu"):
 def report(results, title):
     """The result as a few lines of text; a toy is called a toy."""
     config, found = results["config"], results["metrics"]
-    counts = [sum(v["class"] == name for v in results["videos"]) for name in ("original", *MANIPULATIONS)]
-    fakes = dict(zip(MANIPULATIONS, counts[1:]))
-    unseen = list(MANIPULATIONS) if config["holdout"] == "none" else [config["holdout"]]
+    counts = {name: sum(v["class"] == name for v in results["videos"]) for name in ("original", *MANIPULATIONS)}
+    fakes = sum(counts[name] for name in unseen(config))
     what = "all four, none held out" if config["holdout"] == "none" else f"{config['holdout']}, never seen in training"
     toy = "  [TOY data: says nothing about real deepfakes]" if config["data"] == "toy" else ""
+    guess = max(counts["original"], fakes) / (counts["original"] + fakes)
     lines = [f"{title}: {config['mode']} on {what}{toy}",
-             f"  {counts[0]} originals + {sum(fakes[n] for n in unseen)} fakes; chance: accuracy 50 % at its best guess, AUC 0.50"
-             if config["holdout"] != "none" else f"  {counts[0]} originals + {sum(counts[1:])} fakes; chance: AUC 0.50"]
+             f"  {counts['original']} originals + {fakes} fakes; chance: accuracy {100 * guess:.0f} %, AUC 0.500"]
     for name, label in (("accuracy", "accuracy"), ("accuracy_real", "  on originals"), ("accuracy_fake", "  on fakes"),
                         ("auc", "AUC"), ("ap", "average precision"), ("eer", "equal error rate")):
         low, high = found["intervals"][name]
@@ -154,40 +211,354 @@ def report(results, title):
     if config["holdout"] != "none":
         lines.append("  seen in training:   " + ",  ".join(
             f"{name} accuracy {100 * m['accuracy']:.1f} %, AUC {m['auc']:.3f}" for name, m in results["seen"].items()))
+    if results["unreadable"]:
+        lines.append(f"  NOT SCORED, cannot be read: {len(results['unreadable'])}: {', '.join(results['unreadable'])}")
     return "\n".join(lines)
 
 
 def save_json(content, path):
     """Written beside and renamed: a reader never meets half a file."""
     temporary = Path(path).with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     temporary.replace(path)
+
+
+# --- Videos from elsewhere ------------------------------------------------------------------------------------------
+
+
+class VideoList(Dataset):
+    """Clips of any video files (or folders of images), each with its class and label, as FFPP gives those of FF++."""
+
+    def __init__(self, rows, config, clips):
+        self.videos, self.binary = [(path, name, path) for path, name, _ in rows], [label for _, _, label in rows]
+        self.clips, self.frames, self.size = clips, config["frames"], config["size"]
+        self.faces = {path: find_face(path) for path, _, _ in rows} if config["crop"] != "frame" else {}
+
+    def __len__(self):
+        return len(self.videos) * self.clips
+
+    def __getitem__(self, index):
+        video, number = divmod(index, self.clips)
+        path = self.videos[video][0]
+        clip = load_clip(path, self.faces.get(path), self.frames, self.size, (number + 0.5) / self.clips)
+        if clip is None:
+            return torch.zeros(3, self.frames, self.size, self.size, dtype=torch.uint8), self.binary[video], -1, -1 - video
+        return clip.transpose(0, 1).contiguous(), self.binary[video], -1, video
+
+
+def videos_in(folder):
+    """Every video file, and every folder of images, below a folder."""
+    found = {p for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in VIDEO_ENDINGS}
+    found |= {p.parent for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS}
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no video: expected files ending in {', '.join(sorted(VIDEO_ENDINGS))} or folders of images")
+    return sorted(found)
+
+
+def score_files(encoder, classifier, config, paths, clips, device, workers, batch_size, out, as_json):
+    """Your own videos: score, spread over clips, timeline, and a picture of each. True when all could be scored."""
+    dataset = VideoList([(Path(path), "own", 0) for path in paths], config, clips)
+    rows, unreadable, _ = evaluate(encoder, classifier, dataset, device, batch_size, workers)
+    out.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        face = dataset.faces.get(Path(row["path"]))
+        row.update(spread=float(np.std(row["clips"])), face=face, picture=str(out / f"{Path(row['path']).stem}.png"))
+        del row["class"], row["label"]
+        cv2.imwrite(row["picture"], strip(row, face))
+    note = (f"A score of a research model trained on {'TOY drawings' if config['data'] == 'toy' else 'FaceForensics++'} "
+            f"({config['mode']}, held out {config['holdout']}), not a verdict: other manipulations, other footage and other compression change it.")
+    if as_json:
+        print(json.dumps({"note": note, "videos": rows, "unreadable": unreadable}, indent=1))
+    else:
+        for row in rows:
+            timeline = "".join(" .:-=+*#%@"[min(9, int(10 * p))] for p in row["clips"])
+            print(f"{row['path']}\n  fake score {row['score']:.3f}, spread over {clips} clips {row['spread']:.3f}   0 s [{timeline}] end   (blank 0, @ 1)"
+                  f"\n  {'NO FACE FOUND: the score is that of the centred square and means little' if row['face'] is None else 'face found'}; picture {row['picture']}")
+        print(note)
+    for path in unreadable:
+        print(f"eval.py: {path} cannot be read as a video: not scored", file=sys.stderr)
+    return not unreadable
+
+
+# --- Tables 2 and 3 ---------------------------------------------------------------------------------------------------
+
+PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average that Table 3 prints
+    "baseline": ("Baseline (S3D)", 76.08, 66.08, 75.12, 69.18, 71.62),
+    "bin_ce": ("Binary CE", 80.08, 73.44, 79.30, 75.78, 77.15),
+    "bin_contrastive": ("Binary Contrastive", 84.77, 68.36, 82.42, 69.92, 76.17),
+    "bin_ce_contrastive": ("Binary CE + Contrastive", 81.64, 66.02, 85.55, 70.31, 75.98),
+    "bin_ce_multi_ce": ("Binary CE + Multi CE", 85.16, 68.75, 83.59, 73.44, 77.74),
+    "bin_contrastive_multi_contrastive": ("Binary Contrastive + Multi Contrastive", 83.20, 58.98, 80.08, 64.06, 71.58),
+    "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
+}
+# What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
+FREE = {"mode", "holdout", "seed", "out", "init", "device", "workers", "threads", "versions", "data_root", "precision", "compile", "cache",
+        "bin_ce", "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
+
+
+def read_results(path):
+    """A results.json. Raises ValueError when it is none."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not (isinstance(results["config"], dict) and results["config"]["mode"] in PAPER and results["config"]["holdout"] in (*MANIPULATIONS, "none")):
+            raise ValueError("unknown mode or holdout")
+        float(results["metrics"]["accuracy"]), float(results["metrics"]["auc"]), results["protocol"]["clips"], results["config"]["data"]
+        [(float(v["score"]), v["class"], v["label"], v["path"]) for v in results["videos"]]
+        return results
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no results.json of this project ({type(error).__name__}: {error})") from None
+
+
+def table(folder):
+    """Tables 2 and 3 as Markdown from every results.json below a folder: one table per kind of data and settings."""
+    files = sorted(Path(folder).rglob("results.json"))
+    if not files:
+        raise FileNotFoundError(f"--table {folder}: no results.json there: expected the folder that holds the runs of train.py")
+    groups = {}
+    for path in files:
+        results = read_results(path)
+        config = results["config"]
+        settings = {name: value for name, value in {**config, **results["protocol"]}.items() if name not in FREE}
+        if config["holdout"] != "none":  # not a case of the paper
+            own = config["mode"] == "dfdc_winner"  # an image model on single frames has settings of its own
+            groups.setdefault((config["data"] == "toy", own, json.dumps(settings, sort_keys=True)), []).append(results)
+    text = []
+    video_groups = [key for key in groups if not key[1]] or list(groups)
+    for key in video_groups:
+        toy, _, settings = key
+        settings, runs = json.loads(settings), list(groups[key])
+        frames = [g for g in groups if g[0] == toy and g[1] and g != key and json.loads(g[2])["compression"] == settings["compression"]]
+        if len(frames) == 1:
+            runs += groups[frames[0]]
+        videos = sorted({sum(v["class"] in ("original", r["config"]["holdout"]) for v in r["videos"]) for r in runs})
+        text += [f"### {'TOY data (a toy: its numbers say nothing about real deepfakes)' if toy else 'FaceForensics++ ' + settings['compression']}", "",
+                 "Settings: " + ", ".join(f"{name} {settings[name]}" for name in ("frames", "size", "crop", "clips", "width", "epochs", "batch_size", "lr",
+                                          "balance", "queue_size", "momentum", "temperature") if name in settings), "",
+                 f"Accuracy in % on originals + the held-out manipulation: mean ± standard deviation over seeds (number of seeds){'' if toy else '; in brackets the paper'}.", "",
+                 "| Type of training | " + " | ".join((*MANIPULATIONS, "average (Table 3)", "average AUC")) + " |", "|---" * 7 + "|"]
+        for mode, (label, *paper) in PAPER.items():
+            overridden = lambda r: f" [{r['config']['overrides']}]" if r["config"].get("overrides") else ""  # a row of its own
+            for override in sorted({overridden(r) for r in runs if r["config"]["mode"] == mode}) or [""]:
+                mine = [r for r in runs if r["config"]["mode"] == mode and overridden(r) == override]
+                by_holdout = [[r["metrics"] for r in mine if r["config"]["holdout"] == name] for name in MANIPULATIONS]
+                cells = [f"{100 * np.mean(a):.1f}" + (f" ± {100 * np.std(a, ddof=1):.1f}" if len(a) > 1 else "") + f" ({len(a)})" if a else "–"
+                         for a in ([m["accuracy"] for m in cell] for cell in by_holdout)]
+                means = {name: [np.mean([m[name] for m in cell]) for cell in by_holdout if cell] for name in ("accuracy", "auc")}
+                cells += [f"{100 * np.mean(means['accuracy']):.1f}", f"{np.mean(means['auc']):.3f}"] if len(means["auc"]) == 4 else ["–", "–"]
+                if not toy and not override:
+                    cells = [f"{cell} [{theirs:.2f}]" for cell, theirs in zip(cells, paper)] + cells[5:]
+                text.append(f"| {label}{override} | " + " | ".join(cells) + " |")
+        half = [1.96 * 100 * np.sqrt(0.8 * 0.2 / n) for n in videos]
+        text += ["", f"An accuracy near 80 % on {' or '.join(map(str, videos))} videos has a 95 % interval of about ± {' or '.join(f'{h:.1f}' for h in half)} points, "
+                 f"a mean of four hold-outs of about ± {' or '.join(f'{h / 2:.1f}' for h in half)}: smaller differences bear no conclusion."]
+        if not toy:
+            off = [f"{label} {average:.2f} there, {np.mean(four):.2f} by Table 2" for label, *four, average in PAPER.values() if abs(np.mean(four) - average) > 0.011]
+            text.append(f"Averages of the paper's Table 3 that differ from its own Table 2: {'; '.join(off)}.")
+        text.append("")
+    return "\n".join(text)
+
+
+# --- Pictures: OpenCV, BGR, white ground -------------------------------------------------------------------------------
+
+COLOURS = [(60, 60, 60), (40, 40, 220), (30, 140, 240), (200, 90, 30), (60, 160, 40), (170, 50, 150), (160, 160, 0), (100, 60, 140)]
+
+
+def write_on(picture, text, x, y, colour=(0, 0, 0), scale=0.45):
+    cv2.putText(picture, text.encode("ascii", "replace").decode(), (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+
+
+def strip(row, face, height=150):
+    """Frames with the crop box, and below them the score over time."""
+    pictures = []
+    count = min(8, len(row["clips"]))
+    for i in range(count):
+        frame = read_clip(row["path"], 1, (i + 0.5) / count)[0].copy()
+        left, top, side = crop_square(*frame.shape[:2], face)
+        cv2.rectangle(frame, (left, top), (left + side - 1, top + side - 1), (0, 200, 255), max(1, frame.shape[0] // 150))
+        pictures.append(cv2.resize(frame, (round(frame.shape[1] * height / frame.shape[0]), height), interpolation=cv2.INTER_AREA))
+    frames = np.concatenate(pictures, axis=1)
+    width = max(frames.shape[1], 560)
+    chart = np.full((130, width, 3), 255, np.uint8)
+    at = lambda i, p: (round(50 + (width - 70) * (i + 0.5) / len(row["clips"])), round(105 - 75 * p))
+    for level in (0, 0.5, 1):
+        cv2.line(chart, (50, at(0, level)[1]), (width - 20, at(0, level)[1]), (215, 215, 215), 1)
+        write_on(chart, f"{level:.1f}", 15, at(0, level)[1] + 5, scale=0.4)
+    points = [at(i, p) for i, p in enumerate(row["clips"])]
+    for a, b in zip(points, points[1:]):
+        cv2.line(chart, a, b, (200, 120, 40), 1, cv2.LINE_AA)
+    for point, p in zip(points, row["clips"]):
+        cv2.circle(chart, point, 4, (40, 40, 220) if p > 0.5 else (60, 160, 40), -1, cv2.LINE_AA)
+    write_on(chart, f"fake score over time, mean {row['score']:.3f}" + ("" if face else "   NO FACE FOUND: centred square"), 50, 18)
+    write_on(chart, "start", 50, 125, scale=0.4), write_on(chart, "end", width - 45, 125, scale=0.4)
+    frames = cv2.copyMakeBorder(frames, 0, 0, 0, width - frames.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    return np.concatenate([frames, chart])
+
+
+def tile(picture, text, size=150):
+    """One captioned picture of a sheet."""
+    return cv2.copyMakeBorder(cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC), 24, 6, 6, 6, cv2.BORDER_CONSTANT, value=(255, 255, 255)), text
+
+
+def sheet(rows, titles):
+    """Rows of (picture, caption) under their titles, as one picture; torchvision's make_grid lays each row out."""
+    columns, parts = max(map(len, rows)), []
+    for row, title in zip(rows, titles):
+        captioned = []
+        for picture, text in row:
+            write_on(picture, text, 8, 17, scale=0.42)
+            captioned.append(torch.from_numpy(picture).permute(2, 0, 1))
+        captioned += [torch.full_like(captioned[0], 255)] * (columns - len(captioned))
+        grid = np.ascontiguousarray(make_grid(captioned, nrow=columns, padding=0).permute(1, 2, 0).numpy())
+        head = np.full((28, grid.shape[1], 3), 255, np.uint8)
+        write_on(head, title, 8, 20, scale=0.5)
+        parts += [head, grid]
+    return np.concatenate(parts)
+
+
+def axes(title, x_label, y_label, size=560):
+    canvas = np.full((size + 40, size + 240, 3), 255, np.uint8)
+    cv2.rectangle(canvas, (60, 40), (size, size - 20), (120, 120, 120), 1)
+    write_on(canvas, title, 60, 16, scale=0.5), write_on(canvas, x_label, 60, size), write_on(canvas, y_label, 60, 34)
+    place = lambda x, y: (round(60 + (size - 60) * x), round(size - 20 - (size - 60) * y))  # x, y in 0..1
+    return canvas, place
+
+
+def pictures(results, embeddings, out):
+    """classes.png (the paper's Fig. 3 from whatever data is there), mistakes.png (Fig. 4), map.png. Returns the paths."""
+    config, videos = results["config"], results["videos"]
+    toy = "TOY: " if config["data"] == "toy" else ""
+    by_target = {}
+    for v in videos:
+        by_target.setdefault(Path(v["path"]).stem.split("_")[0], {})[v["class"]] = v
+    target, five = max(by_target.items(), key=lambda item: len(item[1]))
+    order = [name for name in ("original", *MANIPULATIONS) if name in five]
+    frame = lambda v, place=0.5: crop_square_of(read_clip(v["path"], 1, place)[0])
+    classes = sheet([[tile(frame(five[name], place), name) for name in order] for place in (0.25, 0.75)],
+                    [f"{toy}{target} as filmed and manipulated", "the same, later"])
+    originals = sorted((v for v in videos if v["class"] == "original"), key=lambda v: -v["score"])[:5]
+    fakes = sorted((v for v in videos if v["class"] in unseen(config)), key=lambda v: v["score"])[:5]
+    named = lambda v: f"{Path(v['path']).stem} {v['score']:.2f}"
+    mistakes = sheet([[tile(frame(v), named(v)) for v in originals], [tile(frame(v), named(v)) for v in fakes]],
+                     [f"{toy}originals with the highest fake score", f"{' and '.join(unseen(config))} with the lowest fake score"])
+    centred = embeddings - embeddings.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    points = centred @ directions[:2].T
+    points = 0.04 + 0.92 * (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
+    share = np.var(centred @ directions[:2].T, axis=0) / np.maximum(np.var(centred, axis=0).sum(), 1e-12)
+    canvas, place = axes(f"{toy}{config['mode']}, held out {config['holdout']}: test embeddings", f"1st principal component, {100 * share[0]:.0f} % of the variance",
+                         f"2nd, {100 * share[1]:.0f} %")
+    for name, colour in zip(("original", *MANIPULATIONS), COLOURS):
+        for v, point in zip(videos, points):
+            if v["class"] == name:
+                cv2.circle(canvas, place(*point), 4, colour, -1 if name == "original" or name in unseen(config) else 1, cv2.LINE_AA)
+    for i, (name, colour) in enumerate(zip(("original", *MANIPULATIONS), COLOURS)):
+        cv2.circle(canvas, (585, 60 + 24 * i), 5, colour, -1 if name == "original" or name in unseen(config) else 1, cv2.LINE_AA)
+        write_on(canvas, name + (" (held out)" if name == config["holdout"] else ""), 600, 65 + 24 * i)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, picture in (("classes", classes), ("mistakes", mistakes), ("map", canvas)):
+        cv2.imwrite(str(out / f"{name}.png"), picture)
+    return [out / f"{name}.png" for name in ("classes", "mistakes", "map")]
+
+
+def crop_square_of(frame):
+    left, top, side = crop_square(*frame.shape[:2], None)
+    return frame[top:top + side, left:left + side]
+
+
+def roc_picture(runs):
+    """ROC curves of several runs (folders or results.json files) in one picture."""
+    canvas, place = axes("ROC: originals + held-out manipulation", "false positive rate", "true positive rate")
+    cv2.line(canvas, place(0, 0), place(1, 1), (200, 200, 200), 1, cv2.LINE_AA)
+    for i, run in enumerate(runs):
+        path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
+        if not path.is_file():
+            raise FileNotFoundError(f"--roc {run}: no results.json there")
+        results = read_results(path)
+        chosen = [v for v in results["videos"] if v["class"] in ("original", *unseen(results["config"]))]
+        x, y = roc([v["label"] for v in chosen], [v["score"] for v in chosen])
+        colour = COLOURS[i % len(COLOURS)]
+        cv2.polylines(canvas, [np.array([place(a, b) for a, b in zip(x, y)])], False, colour, 2, cv2.LINE_AA)
+        config, top = results["config"], 60 + 38 * i
+        write_on(canvas, f"{'TOY ' if config['data'] == 'toy' else ''}{config['holdout']} seed {config['seed']}: {results['metrics']['auc']:.3f}", 575, top, colour)
+        write_on(canvas, config["mode"], 575, top + 15, colour, 0.38)
+    return canvas
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"eval.py: {message} (python eval.py --help shows every flag)\n")
-    parser.add_argument("checkpoint", help="best.pt or last.pt in a folder that train.py wrote")
+    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt in a folder that train.py wrote")
     parser.add_argument("--data", help="the FF++ tree; default: the one trained on")
     parser.add_argument("--compression", choices=("c0", "c23", "c40"), help="default: the one trained on")
-    parser.add_argument("--clips", type=int, default=4, help="evenly spaced clips per video, whose probabilities are averaged (4)")
+    parser.add_argument("--video", nargs="+", metavar="FILE", help="score these videos of your own instead of FF++'s test split")
+    parser.add_argument("--real", metavar="DIR", help="with --fake: test on the videos below two folders of another dataset")
+    parser.add_argument("--fake", metavar="DIR", help="see --real")
+    parser.add_argument("--table", metavar="DIR", help="the paper's Tables 2 and 3 from all runs below this folder (needs no checkpoint)")
+    parser.add_argument("--roc", nargs="+", metavar="RUN", help="ROC curves of these runs in one picture, --out or roc.png (needs no checkpoint)")
+    parser.add_argument("--pictures", action="store_true", help="also classes.png, mistakes.png and map.png, next to the checkpoint")
+    parser.add_argument("--json", action="store_true", help="with --video: print JSON for machines")
+    parser.add_argument("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (as in training; with --video 16)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips at once (16)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
-    parser.add_argument("--out", help="default: results.json next to the checkpoint")
+    parser.add_argument("--out", help="where to write; default: results.json next to the checkpoint, with --video the folder video_scores")
     args = parser.parse_args()
-    if args.clips < 1:
-        parser.error(f"--clips {args.clips}: at least one clip per video")
+    if (args.clips or 1) < 1 or args.batch_size < 1 or args.workers < 0:
+        parser.error("--clips and --batch-size are at least 1, --workers at least 0")
+    if bool(args.real) != bool(args.fake):
+        parser.error("--real and --fake go together")
+    if not (args.checkpoint or args.table or args.roc):
+        parser.error("expected a checkpoint, --table DIR or --roc RUN ...")
     try:
-        encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
-        config = {**config, "data_root": args.data or config["data_root"], "compression": args.compression or config["compression"]}
-        results = test(encoder, classifier, config, args.clips, args.device, args.workers, args.batch_size)
+        complete = run(args)
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
-    out = Path(args.out or Path(args.checkpoint).parent / "results.json")
-    save_json({"checkpoint": args.checkpoint, **results}, out)
-    print(report(results, "test"))
+    sys.exit(0 if complete else 1)
+
+
+def run(args):
+    """True when every video could be scored."""
+    if args.table:
+        text = table(args.table)
+        print(text)
+        if args.out:
+            Path(args.out).write_text(text, encoding="utf-8")
+        return True
+    if args.roc:
+        out = args.out or "roc.png"
+        if not cv2.imwrite(out, roc_picture(args.roc)):
+            raise OSError(f"--out {out} cannot be written")
+        print(f"written: {out}")
+        return True
+    encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
+    clips, folder = args.clips or (max(16, config["clips"]) if args.video else config["clips"]), Path(args.checkpoint).parent
+    if args.video:
+        return score_files(encoder, classifier, config, args.video, clips, args.device, args.workers, args.batch_size,
+                           Path(args.out or "video_scores"), args.json)
+    if args.real:
+        rows = [(path, name, label) for name, label, place in (("original", 0, args.real), ("fake", 1, args.fake)) for path in videos_in(place)]
+        videos, unreadable, _ = evaluate(encoder, classifier, VideoList(rows, config, clips), args.device, args.batch_size, args.workers)
+        found = measure(videos, ["fake"], with_intervals=True)
+        out = Path(args.out or folder / "results_other.json")
+        save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake, "metrics": found, "videos": videos, "unreadable": unreadable}, out)
+        print(f"{len(videos)} videos of {args.real} and {args.fake}:")
+        for name in ("accuracy", "accuracy_real", "accuracy_fake", "auc", "ap", "eer"):
+            print(f"  {name:14} {found[name]:.3f}   95 % interval {found['intervals'][name][0]:.3f} to {found['intervals'][name][1]:.3f}")
+    else:
+        config = {**config, "data_root": args.data or config["data_root"], "compression": args.compression or config["compression"]}
+        results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size)
+        out, unreadable = Path(args.out or folder / "results.json"), results["unreadable"]
+        save_json({"checkpoint": args.checkpoint, **results}, out)
+        print(report(results, "test"))
+        if args.pictures:
+            print("pictures:", ", ".join(map(str, pictures(results, embeddings, folder))))
     print(f"every video's score: {out}")
+    for path in unreadable:
+        print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
+    return not unreadable
 
 
 if __name__ == "__main__":

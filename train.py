@@ -33,7 +33,7 @@ from data import FFPP, MANIPULATIONS, EpochSampler, make_toy
 from heads import Classifier, ProjectionHead
 from losses import multi_instance_info_nce
 from moco import LabelQueue, ema_update
-from s3d import MIN_FRAMES, MIN_SIZE, S3D, load_pretrained
+from s3d import MIN_FRAMES, MIN_SIZE
 
 MODES = {  # one row of Table 2 each. bin_ce: "grad" reaches the encoder, "cut" stops at the embedding
     "baseline":                          dict(init="kinetics400", bin_ce="grad", bin_contrast=False, mult_ce=False, mult_contrast=False),
@@ -42,6 +42,8 @@ MODES = {  # one row of Table 2 each. bin_ce: "grad" reaches the encoder, "cut" 
     "bin_ce_contrastive":                dict(init="coclr", bin_ce="grad", bin_contrast=True, mult_ce=False, mult_contrast=False),
     "bin_ce_multi_ce":                   dict(init="coclr", bin_ce="grad", bin_contrast=False, mult_ce=True, mult_contrast=False),
     "bin_contrastive_multi_contrastive": dict(init="coclr", bin_ce="cut", bin_contrast=True, mult_ce=False, mult_contrast=True),
+    # The paper's point of comparison: EfficientNet-B7 on single frames, whose scores are averaged into the video's.
+    "dfdc_winner":                       dict(init="imagenet", bin_ce="grad", bin_contrast=False, mult_ce=False, mult_contrast=False),
 }
 PRESETS = {
     "toy": dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="face", width=0.25, lr=5e-4,
@@ -50,15 +52,14 @@ PRESETS = {
     "paper": dict(epochs=30, batch_size=16, frames=32, size=128, clips=4, crop="face", width=1.0, lr=1e-4,
                   queue_size=2048, momentum=0.999, workers=8, threads=0),
 }
+SINGLE_FRAMES = {"toy": dict(frames=1, clips=8), "paper": dict(frames=1, clips=32, size=380)}  # dfdc_winner
 
 
 # --- The diagram: networks, losses, gradients ------------------------------------------------------------------------
 
 def build_networks(args, multi_classes):
     """Only what the flags ask for, as one ModuleDict, so that a checkpoint is its state dict."""
-    encoder = S3D(args.width)
-    if args.init != "random":
-        load_pretrained(encoder, args.init)
+    encoder = evaluation.build_encoder(args.mode, args.width, args.init)
     nets = nn.ModuleDict({"encoder": encoder, "bin_classifier": Classifier(encoder.dim, 2)})
     if args.mult_ce:
         nets["mult_classifier"] = Classifier(encoder.dim, multi_classes)
@@ -166,6 +167,7 @@ def train(args):
     nets = build_networks(args, multi_classes).to(device, memory_format=torch.channels_last_3d)  # faster convolutions
     optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=args.weight_decay)
     config = {name: value for name, value in vars(args).items() if name not in ("explain", "resume", "overwrite")}
+    config["overrides"] = ", ".join(f"{name} {config[name]}" for name, value in MODES[args.mode].items() if name != "init" and config[name] != value)
     config["versions"] = dict(python=platform.python_version(), torch=str(torch.__version__), torchvision=torchvision.__version__,
                               numpy=np.__version__, opencv=cv2.__version__)
 
@@ -195,7 +197,7 @@ def train(args):
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     rows, best, first_epoch = [], None, 0
-    if args.resume:
+    if args.resume and (out / "last.pt").is_file():
         checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
         for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
             nets[name].load_state_dict(state)
@@ -213,9 +215,15 @@ def train(args):
         sampler.epoch = epoch
         nets.train()
         nets["encoder"].train(encoder_learns(args))
-        sums, epoch_started = {}, time.time()
+        sums, broken, epoch_started = {}, set(), time.time()
         for step, batch in enumerate(loader, 1):
-            clip, y_bin, y_mult, _ = (part.to(device, non_blocking=True) for part in batch)   # clip (B, 3, T, H, W) uint8
+            clip, y_bin, y_mult, video = (part.to(device, non_blocking=True) for part in batch)   # clip (B, 3, T, H, W) uint8
+            for bad in {-1 - v for v in video.tolist() if v < 0} - broken:
+                broken.add(bad)
+                print(f"\ncannot be read, another clip of its class stands in: {train_set.videos[bad][0]}")
+                if len(broken) > max(1, 0.01 * len(train_set.videos)):
+                    raise ValueError(f"{len(broken)} of {len(train_set.videos)} training videos cannot be read, more than 1 %: "
+                                     f"check the download ({', '.join(str(train_set.videos[b][0]) for b in sorted(broken)[:5])}, ...)")
             at = epoch * steps + step
             for group in optimizer.param_groups:
                 group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))
@@ -240,10 +248,10 @@ def train(args):
             progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{n} {l.item():.3f}" for n, l in losses.items())
                      + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
 
-        videos = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
+        videos, _, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
         val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
-        row = {"epoch": epoch + 1, "step": at, "lr": lr, **{name: float(np.mean(values)) for name, values in sums.items()},
-               "val_accuracy": val["accuracy"], "val_auc": val["auc"],
+        row = {"epoch": epoch + 1, "step": at, "lr": lr, **{name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in sums.items()},
+               "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
                "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
         rows.append(row)
         print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
@@ -263,7 +271,7 @@ def train(args):
     results = {}
     for name in ("last", "best"):
         encoder, classifier, saved = evaluation.load_checkpoint(out / f"{name}.pt", device)
-        results[name] = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
+        results[name], _ = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
     final = {"checkpoint": str(out / "best.pt"), "epoch": best["epoch"], **results["best"], "last": results["last"]["metrics"]}
     evaluation.save_json(final, out / "results.json")
     print(finished(final, out))
@@ -375,13 +383,13 @@ def parse(argv=None):
 
     run = parser.add_argument_group("the run")
     run.add_argument("--out", help="folder for weights, log and results (runs/<mode>_<holdout>_seed<seed>)")
-    run.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run in --out")
+    run.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run in --out; where there is none, start it")
     run.add_argument("--overwrite", action="store_true", help="train anew in a folder that holds a run")
     run.add_argument("--explain", action="store_true", help="print the gradient-flow diagram and the measured gradients, train nothing")
 
     known, _ = parser.parse_known_args(argv)
     preset = "toy" if known.data == "toy" else "paper"
-    parser.set_defaults(**{**MODES[known.mode], **PRESETS[preset]})
+    parser.set_defaults(**{**MODES[known.mode], **PRESETS[preset], **(SINGLE_FRAMES[preset] if known.mode == "dfdc_winner" else {})})
     args = parser.parse_args(argv)
     args.preset, args.data_root = preset, "toy_ffpp" if preset == "toy" else args.data
     args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
@@ -391,7 +399,7 @@ def parse(argv=None):
         args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
     for wrong, message in (
-        (args.frames < MIN_FRAMES, f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
+        (args.frames < (1 if args.mode == "dfdc_winner" else MIN_FRAMES), f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
         (args.size < MIN_SIZE, f"--size {args.size}: S3D pools away fewer than {MIN_SIZE} pixels"),
         (args.batch_size < 2, f"--batch-size {args.batch_size}: BatchNorm needs at least 2 clips"),
         (args.queue_size < 1, f"--queue-size {args.queue_size}: at least one key"),
@@ -413,7 +421,7 @@ def existing_run(args):
     """What to do about a run that is in --out already: None to train, else the sentence to leave with."""
     out = Path(args.out)
     if args.overwrite or not (out / "config.json").is_file():
-        return f"--resume: there is no run in {out}" if args.resume and not (out / "last.pt").is_file() else None
+        return None
     before = json.loads((out / "config.json").read_text())
     free = {"device", "workers", "out", "resume", "overwrite", "explain"}  # may differ between two halves of a run
     differences = [f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
@@ -421,7 +429,7 @@ def existing_run(args):
     if differences:
         return f"{out} holds a run with other settings ({'; '.join(differences)}): choose another --out, or --overwrite it"
     if args.resume:
-        return None if (out / "last.pt").is_file() else f"--resume: no whole epoch of {out} was finished; train it anew with --overwrite"
+        return None
     return f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew"
 
 

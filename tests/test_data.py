@@ -279,3 +279,31 @@ def test_manipulations_change_the_face_and_leave_the_room_alone(in_toy):
             level = lambda path: (lambda v: (v - v.mean((0, 1, 2))) / v.std())(np.stack(sequential(path)).astype(float).mean(0, keepdims=True))[0]
             change = np.abs(level(videos[name][target]) - level(videos["original"][target])).mean(-1)
             assert change[:6].mean() < 0.6 * change[20:50, 20:40].mean()
+
+
+# --- Broken files ---
+
+@pytest.fixture
+def damaged(toy, tmp_path, monkeypatch):
+    """A copy of the toy whose first seen manipulation of the first training id is no video at all."""
+    shutil.copytree(toy / "toy_ffpp", tmp_path / "toy_ffpp")
+    monkeypatch.chdir(tmp_path)
+    videos = list_videos("toy_ffpp")
+    for split in ("train", "test"):
+        videos["F2F"][SPLITS[split][0]].write_bytes(b"garbage")
+    return tmp_path
+
+
+def test_a_broken_training_video_is_told_and_replaced_by_one_of_its_class(damaged):
+    videos = small("train")
+    broken = next(i for i, (_, name, target) in enumerate(videos.videos) if name == "F2F" and target == SPLITS["train"][0])
+    clip, binary, multi, index = videos[broken, 5]
+    assert index == -1 - broken and (binary, multi) == (1, 1) and clip.float().std() > 0
+    assert torch.equal(clip, videos[broken, 5][0])
+
+
+def test_a_broken_test_video_is_told_and_not_replaced(damaged):
+    videos = small("test", "F2F", clips=2)
+    broken = next(i for i, (_, name, target) in enumerate(videos.videos) if name == "F2F" and target == SPLITS["test"][0])
+    clip, _, _, index = videos[2 * broken + 1]
+    assert index == -1 - broken and clip.max() == 0

@@ -38,7 +38,7 @@ def reached(nets):
 
 @pytest.mark.parametrize("mode", TABLE)
 def test_each_loss_alone_reaches_exactly_the_modules_of_the_papers_diagram(mode):
-    assert set(TABLE) == set(train.MODES)
+    assert {*TABLE, "dfdc_winner"} == set(train.MODES)
     args, nets, batch = case("--mode", mode)
     losses, _ = train.compute_losses(nets, args, *batch)
     assert set(losses) == set(TABLE[mode])
@@ -120,7 +120,7 @@ def test_a_run_ends_with_one_clear_result(finished):
     folder, printed, _ = finished
     results = json.loads((folder / "results.json").read_text())
     assert {v["class"] for v in results["videos"]} == {"original", *MANIPULATIONS} and set(results["seen"]) == {"DF", "F2F", "FS"}
-    assert f"AUC{results['metrics']['auc']:>25.3f}"[:0] == "" and f"{100 * results['metrics']['accuracy']:.1f} %" in printed
+    assert f"{100 * results['metrics']['accuracy']:.1f} %" in printed
     for words in ("seed 3", "TOY", "4 originals + 4 fakes", "on originals", "on fakes", "AUC", "chance", "last checkpoint",
                   "written: runs", "python eval.py runs"):
         assert words in printed, words
@@ -135,7 +135,7 @@ def test_chance_is_printed_and_logged_with_everything_else(finished):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert set(rows[0]) == {"epoch", "step", "lr", "loss_bin_ce", "loss_bin_contrast", "loss_mult_contrast", "similarity_bin_positive",
                             "similarity_bin_negative", "similarity_mult_positive", "similarity_mult_negative", "val_accuracy", "val_auc",
-                            "clips_per_second", "seconds"}
+                            "broken_videos", "clips_per_second", "seconds"}
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 3 and config["holdout"] == "NT" and set(config["versions"]) == {"python", "torch", "torchvision", "numpy", "opencv"}
 
@@ -193,7 +193,7 @@ def test_explain_shows_and_measures_the_diagram(run, toy):
     (["--epoch", "3"], "--epoch"), (["--frames", "4"], "--frames 4"), (["--size", "16"], "--size 16"), (["--batch-size", "1"], "--batch-size 1"),
     (["--queue-size", "0"], "--queue-size 0"), (["--temperature", "0"], "--temperature"), (["--momentum", "1.1"], "--momentum"),
     (["--data", "no/such/folder"], "no/such/folder"), (["--compression", "c40"], "c23"), (["--init", "no.pt"], "no.pt"),
-    (["--batch-size", "1000"], "--batch-size 1000"), (["--crop", "no.json"], "no.json"), (["--resume", "--out", "runs/none"], "runs")])
+    (["--batch-size", "1000"], "--batch-size 1000"), (["--crop", "no.json"], "no.json"), (["--mode", "dfdc_winner", "--init", "coclr"], "coclr")])
 def test_a_mistake_is_one_clear_sentence(run, toy, flags, named):
     result = run(toy, "train.py", *flags)
     assert result.returncode != 0 and named in result.stderr and "Traceback" not in result.stderr

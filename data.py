@@ -53,8 +53,9 @@ TEST = """953 974 012 026 078 955 623 630 919 015 367 371 847 906 529 633 418 50
 138 142 552 851 376 381 000 003 048 029 724 725 608 675 386 154 220 219 801 855 161 141 949 868 880 135 429 404""".split()
 SPLITS = {"train": sorted({f"{i:03d}" for i in range(1000)} - set(VAL) - set(TEST)), "val": VAL, "test": TEST}
 VIDEO_ENDINGS, IMAGE_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}, {".png", ".jpg", ".jpeg", ".bmp"}
-LAYOUT = ("expected <data>/original_sequences/youtube/<c0|c23|c40>/videos/000.mp4 and "
-          "<data>/manipulated_sequences/<Deepfakes|Face2Face|FaceSwap|NeuralTextures>/<c0|c23|c40>/videos/000_003.mp4 "
+FACE_FINDER = "haarcascade_frontalface_alt.xml", 1.1, 3  # OpenCV's cascade, its scale step, neighbours a face must have
+LAYOUT = ("expected <data>/original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 and "
+          "<data>/manipulated_sequences/<Deepfakes|Face2Face|FaceSwap|NeuralTextures>/<c0|raw|c23|c40>/videos/000_003.mp4 "
           "(or frames/000/*.png instead of videos/000.mp4)")
 
 
@@ -97,8 +98,8 @@ def read_clip(path, frames, place):
     """
     path = Path(path)
     if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
-        length, read = len(images), lambda start, count: [cv2.imread(str(p)) for p in images[start:start + count]]
+        images = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS), key=lambda p: (len(p.stem), p.stem))  # 2 before 10
+        length, read = len(images), lambda start, count: [read_image(p) for p in images[start:start + count]]
     else:
         video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])  # the loader's workers are the parallelism
         length, read = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), lambda start, count: _decode(video, path, start, count)
@@ -110,6 +111,12 @@ def read_clip(path, frames, place):
         raise UnreadableVideo(f"{path}: not one frame can be read")
     there_and_back = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     return [clip[there_and_back[i % len(there_and_back)]] for i in range(frames)]
+
+
+def read_image(path):
+    """BGR (H, W, 3), None when it is no image. (cv2.imread cannot open every path on Windows.)"""
+    content = np.fromfile(path, np.uint8)
+    return cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
 
 
 def _decode(video, path, start, count):
@@ -161,8 +168,10 @@ def find_face(path):
     video cannot be read, or when this OpenCV has no cascades (5.0 has not)."""
     if not hasattr(cv2, "CascadeClassifier"):
         return None
-    finder = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, "haarcascade_frontalface_alt.xml"))
-    found = []
+    cascade, step, neighbours = FACE_FINDER
+    finder, found = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, cascade)), []
+    if finder.empty():
+        return None
     for place in (0.5, 0.1, 0.9):
         try:
             gray = cv2.cvtColor(read_clip(path, 1, place)[0], cv2.COLOR_BGR2GRAY)
@@ -170,7 +179,7 @@ def find_face(path):
             return None
         zoom = max(1, 200 // min(gray.shape))  # the cascade misses faces below some 50 pixels
         gray = cv2.resize(gray, None, fx=zoom, fy=zoom)
-        faces, _, sureness = finder.detectMultiScale3(gray, 1.1, 3, minSize=(50, 50), outputRejectLevels=True)
+        faces, _, sureness = finder.detectMultiScale3(gray, step, neighbours, minSize=(50, 50), outputRejectLevels=True)
         found += [(float(sure), tuple(int(v) // zoom for v in face)) for face, sure in zip(faces, sureness)]
     return max(found)[1] if found else None
 
@@ -178,6 +187,7 @@ def find_face(path):
 def find_faces(originals, file):
     """{id: face box or None} for {id: path of an original}, kept in the JSON `file` so that each is searched once."""
     file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     faces = json.loads(file.read_text()) if file.is_file() else {}
     missing = sorted(set(originals) - set(faces))
     if missing:
@@ -186,11 +196,24 @@ def find_faces(originals, file):
                 faces[name] = face
                 if done % 50 == 0 or done == len(missing):
                     print(f"finding faces: {done}/{len(missing)} originals", file=sys.stderr)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(faces))
-        temporary.replace(file)
+                    temporary = file.with_suffix(f".{os.getpid()}")
+                    temporary.write_text(json.dumps(faces))
+                    temporary.replace(file)
     return faces
+
+
+def read_boxes(file):
+    """{target id: (x, y, w, h) or None} from a JSON file of your own. Raises ValueError, FileNotFoundError."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--crop {file}: expected face, frame or a JSON file of boxes")
+    try:
+        boxes = json.loads(Path(file).read_text(encoding="utf-8"))
+        boxes = {str(name): box and tuple(float(v) for v in box) for name, box in boxes.items()}
+        if not all(box is None or len(box) == 4 and np.isfinite(box).all() and min(box[2:]) >= 1 for box in boxes.values()):
+            raise ValueError("a box is not four finite numbers with a width and height of at least 1")
+        return boxes
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"--crop {file}: expected a JSON object {{target id: [x, y, width, height] or null}}: {error}") from None
 
 
 # --- The dataset -------------------------------------------------------------------------------------------------
@@ -228,12 +251,11 @@ class FFPP(Dataset):
             raise FileNotFoundError(f"{root} has no {compression} video of the {split} split for {', '.join(empty)}: {LAYOUT}")
         self.faces = {}
         if crop == "face":
-            place = hashlib.sha1(str(Path(root).resolve()).encode()).hexdigest()[:8]
-            originals = {target: on_disk["original"].get(target) for _, _, target in self.videos}
-            self.faces = find_faces({target: path for target, path in originals.items() if path},
-                                    Path("runs") / f"faces_{place}_{compression}.json")
+            key = hashlib.sha1(repr((str(Path(root).resolve()), compression, FACE_FINDER)).encode()).hexdigest()[:8]
+            originals = {target: on_disk["original"].get(target, path) for path, _, target in self.videos}  # or a fake's own, without one
+            self.faces = find_faces(originals, Path("runs") / f"faces_{key}.json")
         elif crop != "frame":
-            self.faces = json.loads(Path(crop).read_text())
+            self.faces = read_boxes(crop)
         self.augment = v2.Compose([
             v2.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(0.95, 1.05)),
             v2.RandomHorizontalFlip(),
@@ -358,6 +380,10 @@ def draw_face(person, mouth, blink):
     return image.astype(np.float32)
 
 
+def is_toy(root):
+    return (Path(root) / "TOY.txt").is_file()
+
+
 def render_toy_identity(job):
     """Write the five videos that show `target`'s footage: the original and its four manipulations by `source`."""
     root, target, source = job
@@ -429,6 +455,8 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
 
     Real video files in FF++'s own layout; the same files every time. Nothing of it is left when it is interrupted.
     """
+    if any(count % 2 for count in identities):
+        raise ValueError(f"identities come in pairs that swap faces, got {identities}")
     root = Path(root)
     temporary = root.with_name(f"{root.name}.{os.getpid()}.part")
     ids = [SPLITS[split][:count] for split, count in zip(("train", "val", "test"), identities)]
@@ -438,7 +466,9 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
             for done, _ in enumerate(pool.map(render_toy_identity, jobs, chunksize=4), 1):
                 if done % 20 == 0 or done == len(jobs):
                     print(f"rendering the toy FF++: {done}/{len(jobs)} identities", file=sys.stderr)
-        temporary.replace(root)
+        (temporary / "TOY.txt").write_text("Drawn by make_toy in data.py: not FaceForensics++, and no number found on it says anything about it.\n")
+        if not root.is_dir():  # another run may have been quicker
+            temporary.replace(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -13,7 +13,6 @@ results.json, next to the checkpoint, keeps the settings and every video's score
 import argparse
 import json
 import os
-import pickle
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models
 from torchvision.utils import make_grid
 
-from data import FFPP, IMAGE_ENDINGS, MANIPULATIONS, VIDEO_ENDINGS, crop_square, find_face, load_clip, read_clip
+from data import FFPP, IMAGE_ENDINGS, MANIPULATIONS, VIDEO_ENDINGS, crop_square, find_face, is_toy, load_clip, read_clip
 from heads import Classifier
 from s3d import IMAGENET_MEAN_STD, S3D, load_pretrained
 
@@ -120,13 +119,18 @@ def evaluate(encoder, classifier, dataset, device="cpu", batch_size=16, workers=
 def test(encoder, classifier, config, clips, device="cpu", workers=0, batch_size=16):
     """The paper's protocol for one hold-out: the content of results.json without the checkpoint's name, and the
     videos' embeddings."""
-    dataset = FFPP(config["data_root"], "test", config["holdout"], config["compression"], config["frames"], config["size"],
-                   clips, config["crop"], classes=["original", *MANIPULATIONS])
+    dataset = test_set(config, clips)
     videos, unreadable, embeddings = evaluate(encoder, classifier, dataset, device, batch_size, workers)
     seen = [name for name in MANIPULATIONS if name != config["holdout"]]
     return {"config": config, "protocol": {"clips": clips, **{name: config[name] for name in ("frames", "size", "crop")}},
             "metrics": measure(videos, unseen(config), with_intervals=True),
             "seen": {name: measure(videos, [name]) for name in seen}, "videos": videos, "unreadable": unreadable}, embeddings
+
+
+def test_set(config, clips):
+    """Originals and all four manipulations of the test split; the headline is over the held-out one, the others stand beside it."""
+    return FFPP(config["data_root"], "test", config["holdout"], config["compression"], config["frames"], config["size"],
+                clips, config["crop"], classes=["original", *MANIPULATIONS])
 
 
 def unseen(config):
@@ -171,10 +175,18 @@ def build_encoder(mode, width, init="random"):
         except OSError as error:
             raise FileNotFoundError(f"could not download torchvision's EfficientNet weights ({error}): fetch the file that "
                                     f"torchvision names into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
-    encoder = S3D(width)
+    encoder = S3D(width).to(memory_format=torch.channels_last_3d)  # channels innermost: faster convolutions
     if init != "random":
         load_pretrained(encoder, init)
     return encoder
+
+
+def check_device(name):
+    """Raises ValueError for a device that this machine or this torch does not have."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def load_checkpoint(path, device="cpu"):
@@ -188,8 +200,9 @@ def load_checkpoint(path, device="cpu"):
         classifier = Classifier(encoder.dim, 2)
         encoder.load_state_dict(checkpoint["encoder"])
         classifier.load_state_dict(checkpoint["bin_classifier"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no checkpoint of train.py: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is no checkpoint of train.py that can be read safely, as tensors and plain values only: "
+                         f"{type(error).__name__} {' '.join(str(error).split())[:120]}") from None
     return encoder.to(device), classifier.to(device), config
 
 
@@ -260,11 +273,11 @@ def score_files(encoder, classifier, config, paths, clips, device, workers, batc
     dataset = VideoList([(Path(path), "own", 0) for path in paths], config, clips)
     rows, unreadable, _ = evaluate(encoder, classifier, dataset, device, batch_size, workers)
     out.mkdir(parents=True, exist_ok=True)
-    for row in rows:
+    for i, row in enumerate(rows, 1):
         face = dataset.faces.get(Path(row["path"]))
-        row.update(spread=float(np.std(row["clips"])), face=face, picture=str(out / f"{Path(row['path']).stem}.png"))
+        row.update(spread=float(np.std(row["clips"])), face=face, picture=str(out / f"{i}_{Path(row['path']).stem}.png"))
         del row["class"], row["label"]
-        cv2.imwrite(row["picture"], strip(row, face))
+        save_picture(strip(row, face), row["picture"])
     note = (f"A score of a research model trained on {'TOY drawings' if config['data'] == 'toy' else 'FaceForensics++'} "
             f"({config['mode']}, held out {config['holdout']}), not a verdict: other manipulations, other footage and other compression change it.")
     if as_json:
@@ -363,6 +376,11 @@ def table(folder):
 COLOURS = [(60, 60, 60), (40, 40, 220), (30, 140, 240), (200, 90, 30), (60, 160, 40), (170, 50, 150), (160, 160, 0), (100, 60, 140)]
 
 
+def save_picture(picture, path):
+    """(cv2.imwrite cannot open every path on Windows, and does not say so.)"""
+    cv2.imencode(".png", picture)[1].tofile(path)
+
+
 def write_on(picture, text, x, y, colour=(0, 0, 0), scale=0.45):
     cv2.putText(picture, text.encode("ascii", "replace").decode(), (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
 
@@ -456,7 +474,7 @@ def pictures(results, embeddings, out):
         write_on(canvas, name + (" (held out)" if name == config["holdout"] else ""), 600, 65 + 24 * i)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in (("classes", classes), ("mistakes", mistakes), ("map", canvas)):
-        cv2.imwrite(str(out / f"{name}.png"), picture)
+        save_picture(picture, out / f"{name}.png")
     return [out / f"{name}.png" for name in ("classes", "mistakes", "map")]
 
 
@@ -491,8 +509,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"eval.py: {message} (python eval.py --help shows every flag)\n")
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt in a folder that train.py wrote")
-    parser.add_argument("--data", help="the FF++ tree; default: the one trained on")
-    parser.add_argument("--compression", choices=("c0", "c23", "c40"), help="default: the one trained on")
+    parser.add_argument("--data", help="the FF++ tree, or toy; default: the one trained on")
+    parser.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), help="default: the one trained on")
     parser.add_argument("--video", nargs="+", metavar="FILE", help="score these videos of your own instead of FF++'s test split")
     parser.add_argument("--real", metavar="DIR", help="with --fake: test on the videos below two folders of another dataset")
     parser.add_argument("--fake", metavar="DIR", help="see --real")
@@ -504,7 +522,8 @@ def main():
     parser.add_argument("--batch-size", type=int, default=16, help="clips at once (16)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
-    parser.add_argument("--out", help="where to write; default: results.json next to the checkpoint, with --video the folder video_scores")
+    parser.add_argument("--out", help="where to write; default: results.json next to the checkpoint (results_other.json when --data, "
+                                      "--compression or --clips differ from training), with --video the folder video_scores")
     args = parser.parse_args()
     if (args.clips or 1) < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error("--clips and --batch-size are at least 1, --workers at least 0")
@@ -516,6 +535,8 @@ def main():
         complete = run(args)
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\neval.py: interrupted; nothing was written")
     sys.exit(0 if complete else 1)
 
 
@@ -529,11 +550,13 @@ def run(args):
         return True
     if args.roc:
         out = args.out or "roc.png"
-        if not cv2.imwrite(out, roc_picture(args.roc)):
-            raise OSError(f"--out {out} cannot be written")
+        save_picture(roc_picture(args.roc), out)
         print(f"written: {out}")
         return True
+    check_device(args.device)
     encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     clips, folder = args.clips or (max(16, config["clips"]) if args.video else config["clips"]), Path(args.checkpoint).parent
     if args.video:
         return score_files(encoder, classifier, config, args.video, clips, args.device, args.workers, args.batch_size,
@@ -542,16 +565,20 @@ def run(args):
         rows = [(path, name, label) for name, label, place in (("original", 0, args.real), ("fake", 1, args.fake)) for path in videos_in(place)]
         videos, unreadable, _ = evaluate(encoder, classifier, VideoList(rows, config, clips), args.device, args.batch_size, args.workers)
         found = measure(videos, ["fake"], with_intervals=True)
-        out = Path(args.out or folder / "results_other.json")
+        out = Path(args.out or folder / "results_folders.json")
         save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake, "metrics": found, "videos": videos, "unreadable": unreadable}, out)
         print(f"{len(videos)} videos of {args.real} and {args.fake}:")
         for name in ("accuracy", "accuracy_real", "accuracy_fake", "auc", "ap", "eer"):
             print(f"  {name:14} {found[name]:.3f}   95 % interval {found['intervals'][name][0]:.3f} to {found['intervals'][name][1]:.3f}")
     else:
-        config = {**config, "data_root": args.data or config["data_root"], "compression": args.compression or config["compression"]}
+        root = "toy_ffpp" if args.data == "toy" else args.data or config["data_root"]
+        other = (root, args.compression or config["compression"], clips) != (config["data_root"], config["compression"], config["clips"])
+        config = {**config, "data_root": root, "data": "toy" if is_toy(root) else root, "compression": args.compression or config["compression"]}
         results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size)
-        out, unreadable = Path(args.out or folder / "results.json"), results["unreadable"]
-        save_json({"checkpoint": args.checkpoint, **results}, out)
+        # results.json is the run's own protocol; other clips or data go beside it, so that tables compare like with like.
+        out, unreadable = Path(args.out or folder / ("results_other.json" if other else "results.json")), results["unreadable"]
+        kept = read_results(out) if out.is_file() and not args.out else {}
+        save_json({"checkpoint": args.checkpoint, **results, **{name: kept[name] for name in ("epoch", "last") if name in kept}}, out)
         print(report(results, "test"))
         if args.pictures:
             print("pictures:", ", ".join(map(str, pictures(results, embeddings, folder))))

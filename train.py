@@ -16,6 +16,7 @@ import json
 import math
 import platform
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import eval as evaluation
-from data import FFPP, MANIPULATIONS, EpochSampler, make_toy
+from data import FFPP, MANIPULATIONS, EpochSampler, is_toy, make_toy
 from heads import Classifier, ProjectionHead
 from losses import multi_instance_info_nce
 from moco import LabelQueue, ema_update
@@ -46,6 +47,7 @@ MODES = {  # one row of Table 2 each. bin_ce: "grad" reaches the encoder, "cut" 
     "dfdc_winner":                       dict(init="imagenet", bin_ce="grad", bin_contrast=False, mult_ce=False, mult_contrast=False),
 }
 PRESETS = {
+    # random: no published weights fit the toy's narrow encoder (so baseline and bin_ce are one and the same there)
     "toy": dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="face", width=0.25, lr=5e-4,
                 queue_size=256, momentum=0.9, workers=1, threads=1),
     # CoCLR's settings: 32 frames of 128 px, queue 2048, momentum 0.999, fine-tuning at 1e-4. init: the mode's.
@@ -82,7 +84,7 @@ def encoder_learns(args):
 
 def compute_losses(nets, args, clip, y_bin, y_mult):
     """All losses of the case for one batch, by name, and the projections z. One forward of the encoder serves both
-    streams. Fig. 2 is the next twelve lines: what is computed from `embedding` sends its gradient into the encoder,
+    streams. Fig. 2 is this function: what is computed from `embedding` sends its gradient into the encoder,
     what is computed from `embedding.detach()` does not."""
     with torch.set_grad_enabled(encoder_learns(args)):
         embedding = nets["encoder"](clip)                                            # (B, dim)
@@ -104,7 +106,8 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
 
 @torch.no_grad()
 def update_keys(nets, args, clip, y_bin, y_mult):
-    """After the optimiser's step: the EMA networks move, then make the keys that later iterations will see."""
+    """After the optimiser's step: the EMA networks move, then make the keys that later iterations will see. As in MoCo
+    they stay in train mode: BatchNorm normalises the keys by their own batch, as it does the anchors."""
     if not contrastive_streams(args):
         return
     ema_update(nets["encoder"], nets["ema_encoder"], args.momentum)
@@ -157,14 +160,14 @@ def train(args):
     device = torch.device(args.device)
     read = lambda split: FFPP(args.data_root, split, args.holdout, args.compression, args.frames, args.size,
                               args.clips, args.crop, augment=args.augment)
-    train_set, val_set = read("train"), read("val")
+    train_set, val_set, test_set = read("train"), read("val"), evaluation.test_set(vars(args), args.clips)
     sampler = EpochSampler(train_set, args.balance, args.seed)
     if len(sampler) < args.batch_size:
         raise ValueError(f"--batch-size {args.batch_size}: an epoch has only {len(sampler)} clips")
     loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
     multi_classes = max(train_set.multi) + 1
-    nets = build_networks(args, multi_classes).to(device, memory_format=torch.channels_last_3d)  # faster convolutions
+    nets = build_networks(args, multi_classes).to(device)
     optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=args.weight_decay)
     config = {name: value for name, value in vars(args).items() if name not in ("explain", "resume", "overwrite")}
     config["overrides"] = ", ".join(f"{name} {config[name]}" for name, value in MODES[args.mode].items() if name != "init" and config[name] != value)
@@ -175,7 +178,7 @@ def train(args):
           + (" (the TOY FF++: its numbers say nothing about real deepfakes)" if args.data == "toy" else ""))
     print(f"L_bin_ce {args.bin_ce}" + "".join(f", L_{name}" for name in ("bin_contrast", "mult_ce", "mult_contrast") if getattr(args, name))
           + f"; encoder from {args.init}, {sum(p.numel() for p in nets['encoder'].parameters()):,} parameters")
-    for split, videos in (("train", train_set), ("val", val_set)):
+    for split, videos in (("train", train_set), ("val", val_set), ("test", test_set)):
         print(f"{split:5} {len(videos.videos):5} videos: " + ", ".join(f"{n} {name}" for name, n in videos.counts.items())
               + (f"; not on disk: {', '.join(f'{n} {name}' for name, n in videos.missing.items() if n)}" if any(videos.missing.values()) else ""))
         lost = {target for _, _, target in videos.videos if not videos.faces.get(target)} if args.crop != "frame" else ()
@@ -196,18 +199,23 @@ def train(args):
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
+    if args.overwrite:
+        for name in ("results.json", "config.json", "log.csv", "best.pt", "last.pt"):
+            (out / name).unlink(missing_ok=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     rows, best, first_epoch = [], None, 0
     if args.resume and (out / "last.pt").is_file():
         checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
         for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
             nets[name].load_state_dict(state)
         optimizer.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["scaler"]:  # empty but for fp16
+            scaler.load_state_dict(checkpoint["scaler"])
         rows, best, first_epoch = checkpoint["log"], checkpoint["best"], checkpoint["epoch"]
         print(f"resumed after epoch {first_epoch} of {args.epochs}")
     evaluation.save_json(config, out / "config.json")
     writer = tensorboard(out)
     amp = dict(device_type=device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision), enabled=args.precision != "fp32")
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     steps, started = len(loader), time.time()
     total, done_before = steps * args.epochs, steps * first_epoch
 
@@ -233,7 +241,7 @@ def train(args):
             for name, loss in losses.items():
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(f"L_{name} is {loss.item()} at epoch {epoch + 1}, step {step}: stopped before it reached the "
-                                             f"weights; the last good state is {out / 'last.pt'} (a smaller --lr may help)")
+                                             f"weights; " + (f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished") + " (a smaller --lr may help)")
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(sum(losses.values())).backward()                  # all loss weights are 1
             scaler.step(optimizer)
@@ -248,7 +256,7 @@ def train(args):
             progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{n} {l.item():.3f}" for n, l in losses.items())
                      + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
 
-        videos, _, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
+        videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
         val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
         row = {"epoch": epoch + 1, "step": at, "lr": lr, **{name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in sums.items()},
                "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
@@ -256,6 +264,8 @@ def train(args):
         rows.append(row)
         print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
               + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in z))
+        if unreadable:
+            print(f"  left out of validation, cannot be read: {', '.join(unreadable)}")
         if writer:
             for name, value in row.items():
                 writer.add_scalar(name, value, at)
@@ -265,7 +275,7 @@ def train(args):
             best = {"epoch": epoch + 1, "auc": val["auc"], "accuracy": val["accuracy"]}
             save(state, out / "best.pt")
         others = {name: net.state_dict() for name, net in nets.items() if name not in ("encoder", "bin_classifier")}
-        save({**state, "others": others, "optimizer": optimizer.state_dict(), "log": rows, "best": best}, out / "last.pt")
+        save({**state, "others": others, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "log": rows, "best": best}, out / "last.pt")
         write_log(rows, out / "log.csv")
 
     results = {}
@@ -283,7 +293,7 @@ def finished(results, out):
     return (f"\n{evaluation.report(results, f'test of the checkpoint chosen on validation, epoch ' + str(results['epoch']))}\n"
             f"  the last checkpoint: accuracy {100 * last['accuracy']:.1f} % (originals {100 * last['accuracy_real']:.1f} %, "
             f"fakes {100 * last['accuracy_fake']:.1f} %), AUC {last['auc']:.3f}\n"
-            f"written: {out} (best.pt, last.pt, log.csv, config.json, results.json)\nnext:    python eval.py {out / 'best.pt'} --clips 8")
+            f"written: {out} (best.pt, last.pt, log.csv, config.json, results.json)\nnext:    python eval.py {out / 'best.pt'} --pictures")
 
 
 @torch.no_grad()
@@ -356,7 +366,7 @@ def parse(argv=None):
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="toy", help="the FF++ tree, or toy: rendered into toy_ffpp/ on first use (toy). It also chooses the "
                                                     "defaults below: small ones for the toy, those of CoCLR for real data")
-    data.add_argument("--compression", choices=("c0", "c23", "c40"), default="c23", help="(c23)")
+    data.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="(c23)")
     data.add_argument("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: the centred "
                                      "square; or a JSON file {target id: [x, y, width, height]} (face)")
     data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')}")
@@ -377,7 +387,7 @@ def parse(argv=None):
     training.add_argument("--momentum", type=float, help=f"m of the EMA encoder {both('momentum')}")
     training.add_argument("--width", type=float, help=f"scales the channels of S3D {both('width')}")
     training.add_argument("--seed", type=int, default=0, help="of weights, order, clips and augmentation (0)")
-    training.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best there is)")
+    training.add_argument("--device", help="cpu, cuda, cuda:1, mps (cuda where there is one, else cpu)")
     training.add_argument("--threads", type=int, help=f"CPU threads of the networks, 0: torch's choice; another number rounds differently {both('threads')}")
     training.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="autocast of the networks; losses stay in fp32 (CUDA: bf16, or fp16 where it lacks that; else fp32)")
 
@@ -388,17 +398,19 @@ def parse(argv=None):
     run.add_argument("--explain", action="store_true", help="print the gradient-flow diagram and the measured gradients, train nothing")
 
     known, _ = parser.parse_known_args(argv)
-    preset = "toy" if known.data == "toy" else "paper"
+    preset = "toy" if known.data == "toy" or is_toy(known.data) else "paper"
     parser.set_defaults(**{**MODES[known.mode], **PRESETS[preset], **(SINGLE_FRAMES[preset] if known.mode == "dfdc_winner" else {})})
     args = parser.parse_args(argv)
-    args.preset, args.data_root = preset, "toy_ffpp" if preset == "toy" else args.data
+    args.preset, args.data_root = preset, "toy_ffpp" if args.data == "toy" else args.data
+    args.data = "toy" if preset == "toy" else args.data
     args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.precision is None:
         cuda = args.device.startswith("cuda")
-        args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
     for wrong, message in (
+        (args.resume and args.overwrite, "--resume and --overwrite exclude each other"),
         (args.frames < (1 if args.mode == "dfdc_winner" else MIN_FRAMES), f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
         (args.size < MIN_SIZE, f"--size {args.size}: S3D pools away fewer than {MIN_SIZE} pixels"),
         (args.batch_size < 2, f"--batch-size {args.batch_size}: BatchNorm needs at least 2 clips"),
@@ -418,44 +430,49 @@ def parse(argv=None):
 
 
 def existing_run(args):
-    """What to do about a run that is in --out already: None to train, else the sentence to leave with."""
+    """What stands in --out already: ("nothing" or "continue", None) to train, ("finished", results), ("refused", why)."""
     out = Path(args.out)
     if args.overwrite or not (out / "config.json").is_file():
-        return None
-    before = json.loads((out / "config.json").read_text())
-    free = {"device", "workers", "out", "resume", "overwrite", "explain"}  # may differ between two halves of a run
+        return "nothing", None
+    try:
+        before = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        before.keys()
+    except (ValueError, AttributeError):
+        return "refused", f"{out / 'config.json'} cannot be read: choose another --out, or --overwrite it"
+    # What may differ between two halves of a run. Another device or precision rounds differently, and that is all.
+    free = {"device", "precision", "workers", "out", "resume", "overwrite", "explain", "data_root", "preset"}
     differences = [f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
                    for name, value in vars(args).items() if name not in free and before.get(name) != value]
     if differences:
-        return f"{out} holds a run with other settings ({'; '.join(differences)}): choose another --out, or --overwrite it"
-    if args.resume:
-        return None
-    return f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew"
+        return "refused", f"{out} holds a run with other settings ({'; '.join(differences)}): choose another --out, or --overwrite it"
+    if (out / "results.json").is_file():
+        results = evaluation.read_results(out / "results.json")
+        if "last" in results:  # written by this file at the end; eval.py alone does not finish a run
+            return "finished", results
+    return ("continue", None) if args.resume else ("refused", f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew")
 
 
 def main(argv=None):
     args = parse(argv)
     out = Path(args.out)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
-        if args.preset == "toy" and not Path(args.data_root).is_dir():
+        evaluation.check_device(args.device)
+        if args.data == "toy" and not Path(args.data_root).is_dir():
             make_toy(args.data_root)
         if not args.explain:
-            stop = existing_run(args)
-            if (out / "results.json").is_file() and not args.overwrite and (stop is None or "unfinished" in stop):
-                print(finished(json.loads((out / "results.json").read_text()), out))
-                print("this run was finished before; --overwrite trains it anew")
+            state, found = existing_run(args)
+            if state == "finished":
+                print(f"{finished(found, out)}\nthis run was finished before; --overwrite trains it anew")
                 return
-            if stop:
-                sys.exit(f"train.py: {stop}")
-            if args.overwrite and out.is_dir():
-                for name in ("results.json", "config.json", "log.csv", "best.pt", "last.pt"):
-                    (out / name).unlink(missing_ok=True)
+            if state == "refused":
+                sys.exit(f"train.py: {found}")
         train(args)
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        again = f"continue with the same command and --resume" if (out / "last.pt").is_file() else "no epoch was finished"
-        sys.exit(f"\ninterrupted; {again}")
+        sys.exit("\ninterrupted; " + ("every whole epoch is saved: the same command with --resume (and without --overwrite) goes on from there"
+                                     if (out / "last.pt").is_file() and not args.explain else "no epoch was finished, nothing is lost"))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,24 @@ def toy(tmp_path_factory):
     return folder
 
 
+def command(folder, script, *flags):
+    """Run a script of the project as a user would; returns the finished process with stdout and stderr as text."""
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=folder, text=True, encoding="utf-8",
+                          capture_output=True, timeout=600, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+
+
+TINY = ["--epochs", "2", "--batch-size", "4", "--size", "32", "--width", "0.125", "--queue-size", "10"]
+
+
+@pytest.fixture(scope="session")
+def finished(toy):
+    """One short run of the case with all kinds of modules: its folder, what it printed, its flags."""
+    flags = ["--mode", "bin_contrastive_multi_contrastive", "--holdout", "NT", "--seed", "3", *TINY, "--out", "runs/first"]
+    result = command(toy, "train.py", *flags)
+    assert result.returncode == 0, result.stderr
+    return toy / "runs" / "first", result.stdout, flags
+
+
 @pytest.fixture
 def run():
-    """Run a script of the project as a user would; returns the finished process with stdout and stderr as text."""
-    def run(folder, script, *flags, **environment):
-        return subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=folder, text=True, encoding="utf-8",
-                              capture_output=True, timeout=300, env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment})
-    return run
+    return command

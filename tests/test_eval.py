@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 import json
+import shutil
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from data import FFPP
 from heads import Classifier
 from s3d import S3D
 
+H264 = Path(__file__).parent / "fixtures" / "h264_bframes.mp4"
 # (labels, scores) -> accuracy, AUC, average precision, EER: worked out by hand; AUC and AP as scikit-learn defines them
 CASES = {
     "perfect": ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], 1.0, 1.0, 1.0, 0.0),
@@ -82,3 +86,97 @@ def test_a_wrong_checkpoint_is_one_sentence(toy, run, tmp_path):
         result = run(toy, "eval.py", tmp_path / name)
         assert result.returncode != 0 and name in result.stderr and "Traceback" not in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+# --- The commands on a finished run ---
+
+def test_a_video_that_cannot_be_read_is_named_counted_and_tells_by_the_exit_status(finished, run, tmp_path):
+    folder, _, _ = finished
+    shutil.copytree(folder.parent.parent / "toy_ffpp", tmp_path / "toy_ffpp")
+    bad = next((tmp_path / "toy_ffpp" / "manipulated_sequences" / "NeuralTextures" / "c23" / "videos").glob("953_*.mp4"))
+    bad.write_text("no video")
+    result = run(tmp_path, "eval.py", folder / "best.pt", "--out", "results.json")
+    assert result.returncode != 0 and bad.name in result.stderr and "Traceback" not in result.stderr and "NOT SCORED" in result.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [Path(p).name for p in results["unreadable"]] == [bad.name] and len(results["videos"]) == 19
+
+
+def test_pictures_are_written_next_to_the_checkpoint(finished, run, tmp_path):
+    folder, _, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    result = run(folder.parent.parent, "eval.py", tmp_path / "run" / "best.pt", "--pictures")
+    assert result.returncode == 0, result.stderr
+    for name in ("classes", "mistakes", "map"):
+        assert cv2.imread(str(tmp_path / "run" / f"{name}.png")).std() > 5
+    result = run(tmp_path, "eval.py", "--roc", "run", folder, "--out", "roc.png")
+    assert result.returncode == 0 and cv2.imread(str(tmp_path / "roc.png")).std() > 5
+
+
+def test_own_videos_get_scores_with_spread_timeline_picture_and_a_warning(finished, run, tmp_path):
+    folder, _, _ = finished
+    result = run(tmp_path, "eval.py", folder / "best.pt", "--video", H264, tmp_path / "gone.mp4", "--clips", "5")
+    assert result.returncode != 0 and "gone.mp4" in result.stderr and "Traceback" not in result.stderr
+    for words in ("fake score 0.", "spread over 5 clips", "NO FACE FOUND", "not a verdict", "TOY"):
+        assert words in result.stdout, words
+    assert cv2.imread(str(tmp_path / "video_scores" / "h264_bframes.png")) is not None
+    result = run(tmp_path, "eval.py", folder / "best.pt", "--video", H264, "--clips", "5", "--json")
+    video, = json.loads(result.stdout)["videos"]
+    assert len(video["clips"]) == 5 and video["score"] == pytest.approx(np.mean(video["clips"])) and video["face"] is None
+
+
+def test_another_dataset_is_two_folders(finished, run, toy, tmp_path):
+    folder, _, _ = finished
+    result = run(toy, "eval.py", folder / "best.pt", "--real", "toy_ffpp/original_sequences", "--fake", "toy_ffpp/manipulated_sequences/FaceSwap",
+                 "--out", tmp_path / "other.json")
+    assert result.returncode == 0, result.stderr
+    other = json.loads((tmp_path / "other.json").read_text())
+    assert [sum(v["label"] == label for v in other["videos"]) for label in (0, 1)] == [12, 12] and 0 <= other["metrics"]["auc"] <= 1
+    result = run(toy, "eval.py", folder / "best.pt", "--real", tmp_path, "--fake", tmp_path)
+    assert result.returncode != 0 and "holds no video" in result.stderr and "Traceback" not in result.stderr
+
+
+def fake_run(folder, mode, holdout, seed, accuracy, data="somewhere", **changed):
+    config = {"mode": mode, "holdout": holdout, "seed": seed, "data": data, "compression": "c23", "frames": 32, "size": 128, "crop": "face", **changed}
+    videos = [{"path": f"{i}.mp4", "class": name, "label": int(name != "original"), "score": 0.5, "clips": [0.5]} for name in ("original", holdout) for i in range(140)]
+    folder = folder / f"{mode}_{holdout}_{seed}_{data}_{len(changed)}"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"config": config, "protocol": {"clips": 4, "frames": config["frames"], "size": config["size"], "crop": "face"},
+                                                    "metrics": {"accuracy": accuracy, "auc": accuracy}, "videos": videos}))
+
+
+def test_the_table_averages_over_seeds_and_stands_beside_the_papers(run, tmp_path):
+    for holdout, accuracies in {"DF": (0.80, 0.90), "F2F": (0.70, 0.70), "FS": (0.60, 0.80), "NT": (0.50, 0.70)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            fake_run(tmp_path, "bin_ce", holdout, seed, accuracy)
+    fake_run(tmp_path, "bin_contrastive", "DF", 0, 0.77)
+    text = run(tmp_path, "eval.py", "--table", tmp_path).stdout
+    row = lambda label: next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    assert row("Binary CE") == ("| Binary CE | 85.0 ± 7.1 (2) [80.08] | 70.0 ± 0.0 (2) [73.44] | 70.0 ± 14.1 (2) [79.30] | 60.0 ± 14.1 (2) [75.78] "
+                                "| 71.2 [77.15] | 0.713 |")
+    assert row("Binary Contrastive").startswith("| Binary Contrastive | 77.0 (1) [84.77] | – [68.36]") and row("DFDC Winner").count("–") == 6
+    assert "± 4.7 points" in text and "76.17 there, 76.37 by Table 2" in text and "75.98 there, 75.88 by Table 2" in text
+    assert text.count("there,") == 2
+
+
+def test_toys_and_other_settings_never_share_a_table(run, tmp_path):
+    fake_run(tmp_path, "bin_ce", "DF", 0, 0.8)
+    fake_run(tmp_path, "bin_ce", "DF", 0, 0.9, data="toy")
+    fake_run(tmp_path, "bin_ce", "DF", 1, 0.7, frames=16)
+    fake_run(tmp_path, "bin_ce", "DF", 2, 0.6, overrides="mult_ce True")
+    text = run(tmp_path, "eval.py", "--table", tmp_path).stdout
+    assert text.count("### ") == 3 and text.count("### TOY") == 1
+    assert all(f"{accuracy:.1f} (1)" in text for accuracy in (80, 90, 70, 60)) and "Binary CE [mult_ce True]" in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": {"mode": "x"}}', '{"config": 3, "metrics": []}'])
+def test_a_results_file_that_is_none_is_named(run, tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    for flags in (["--table", tmp_path], ["--roc", tmp_path]):
+        result = run(tmp_path, "eval.py", *flags)
+        assert result.returncode != 0 and "results.json" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_point_of_comparison_goes_the_whole_way(run, toy):
+    result = run(toy, "train.py", "--mode", "dfdc_winner", "--holdout", "FS", "--epochs", "1", "--batch-size", "4", "--size", "32", "--clips", "3", "--out", "runs/winner")
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads((toy / "runs" / "winner" / "results.json").read_text())["videos"][0]["clips"]) == 3

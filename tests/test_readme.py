@@ -27,7 +27,7 @@ def test_the_readmes_commands_run_in_their_order(toy, tmp_path, run):
         assert words[0] == "python"
         if words[1] == "-m":  # pytest itself
             continue
-        short = [*SHORT, "--overwrite"] if words[1] == "train.py" else []
+        short = SHORT if words[1] == "train.py" else []
         result = run(tmp_path, words[1], *words[2:], *short)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 

@@ -2,11 +2,13 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 import torch
 
 import train
+from conftest import TINY
 from data import MANIPULATIONS
 
 TABLE = {  # which losses there are, and whether each reaches the encoder (True), is cut at the embedding (False)
@@ -18,7 +20,6 @@ TABLE = {  # which losses there are, and whether each reaches the encoder (True)
     "bin_contrastive_multi_contrastive": {"bin_ce": False, "bin_contrast": True, "mult_contrast": True},
 }
 HEAD = {"bin_ce": "bin_classifier", "mult_ce": "mult_classifier", "bin_contrast": "bin_projection", "mult_contrast": "mult_projection"}
-TINY = ["--epochs", "2", "--batch-size", "4", "--size", "32", "--width", "0.125", "--queue-size", "10"]
 
 
 def case(*flags):
@@ -103,18 +104,17 @@ def test_modes_are_presets_of_the_papers_starting_weights_on_real_data():
     assert train.parse(["--mode", "baseline"]).init == "random"  # no published weights fit the toy's narrow encoder
 
 
+def test_the_point_of_comparison_trains_an_image_model_on_single_frames():
+    args = train.parse(["--mode", "dfdc_winner", "--data", "somewhere"])
+    assert (args.init, args.frames, args.size, args.width) == ("imagenet", 1, 380, 1.0)
+    args = train.parse(["--mode", "dfdc_winner"])
+    nets = train.build_networks(args, multi_classes=4)
+    losses, _ = train.compute_losses(nets, args, torch.randint(0, 256, (4, 3, 1, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), None)
+    losses["bin_ce"].backward()
+    assert set(nets) == reached(nets) == {"encoder", "bin_classifier"}
+
+
 # --- The command ---
-
-@pytest.fixture(scope="module")
-def finished(toy, request):
-    """One short run of the case with all kinds of modules: its folder and what it printed."""
-    from conftest import ROOT
-    import subprocess, sys
-    flags = ["--mode", "bin_contrastive_multi_contrastive", "--holdout", "NT", "--seed", "3", *TINY, "--out", "runs/first"]
-    result = subprocess.run([sys.executable, str(ROOT / "train.py"), *flags], cwd=toy, text=True, capture_output=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return toy / "runs" / "first", result.stdout, flags
-
 
 def test_a_run_ends_with_one_clear_result(finished):
     folder, printed, _ = finished
@@ -212,3 +212,43 @@ def test_help_explains_every_flag(run, toy):
                  "--lr", "--queue-size", "--temperature", "--momentum", "--init", "--workers", "--device", "--precision", "--resume", "--explain",
                  "--bin-ce", "--bin-contrast", "--no-mult-ce", "--mult-contrast"):
         assert flag in result.stdout
+
+
+# --- Going on ---
+
+def test_a_run_that_was_killed_and_resumed_ends_as_one_that_was_not(finished, run, toy):
+    folder, _, flags = finished
+    import subprocess, sys, time
+    from conftest import ROOT
+    flags = [*flags[:-1], "runs/killed"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], cwd=toy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (toy / "runs" / "killed" / "last.pt").is_file():
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    result = run(toy, "train.py", *flags)
+    assert result.returncode != 0 and "--resume" in result.stderr and "--overwrite" in result.stderr
+    result = run(toy, "train.py", *flags, "--resume")
+    assert result.returncode == 0 and "resumed after epoch" in result.stdout, result.stderr
+    assert without_time(folder / "log.csv") == without_time(toy / "runs" / "killed" / "log.csv")
+    first, second = (torch.load(path / "last.pt", weights_only=True) for path in (folder, toy / "runs" / "killed"))
+    assert all(torch.equal(first["encoder"][k], second["encoder"][k]) for k in first["encoder"])
+
+
+def test_eval_on_an_unfinished_run_does_not_finish_it(finished, run, toy, tmp_path):
+    folder, _, flags = finished
+    shutil.copytree(folder, toy / "runs" / "half")
+    (toy / "runs" / "half" / "results.json").unlink()
+    assert run(toy, "eval.py", "runs/half/best.pt").returncode == 0
+    result = run(toy, "train.py", *flags[:-1], "runs/half")
+    assert result.returncode != 0 and "unfinished" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_eval_on_a_finished_run_keeps_what_train_wrote(finished, run, toy):
+    folder, _, flags = finished
+    shutil.copytree(folder, toy / "runs" / "whole")
+    assert run(toy, "eval.py", "runs/whole/best.pt").returncode == 0 and run(toy, "eval.py", "runs/whole/best.pt", "--clips", "3").returncode == 0
+    assert json.loads((toy / "runs" / "whole" / "results.json").read_text())["last"] == json.loads((folder / "results.json").read_text())["last"]
+    assert (toy / "runs" / "whole" / "results_other.json").is_file()
+    result = run(toy, "train.py", *flags[:-1], "runs/whole")
+    assert result.returncode == 0 and "last checkpoint" in result.stdout

@@ -172,9 +172,10 @@ def build_encoder(mode, width, init="random"):
             raise ValueError(f"--init {init}: dfdc_winner starts from imagenet or random")
         try:
             return FrameEncoder(width, init == "imagenet")
-        except OSError as error:
-            raise FileNotFoundError(f"could not download torchvision's EfficientNet weights ({error}): fetch the file that "
-                                    f"torchvision names into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
+        except (OSError, RuntimeError) as error:
+            url = (models.EfficientNet_B7_Weights if width >= 1 else models.EfficientNet_B0_Weights).IMAGENET1K_V1.url
+            raise FileNotFoundError(f"could not download {url} ({error}): fetch it on another machine and put it into "
+                                    f"{Path(torch.hub.get_dir()) / 'checkpoints'}") from None
     encoder = S3D(width).to(memory_format=torch.channels_last_3d)  # channels innermost: faster convolutions
     if init != "random":
         load_pretrained(encoder, init)
@@ -505,12 +506,13 @@ def roc_picture(runs):
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"eval.py: {message} (python eval.py --help shows every flag)\n")
     parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt in a folder that train.py wrote")
     parser.add_argument("--data", help="the FF++ tree, or toy; default: the one trained on")
     parser.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), help="default: the one trained on")
+    parser.add_argument("--crop", help="only to make sure: refuses a checkpoint that was trained with another crop")
     parser.add_argument("--video", nargs="+", metavar="FILE", help="score these videos of your own instead of FF++'s test split")
     parser.add_argument("--real", metavar="DIR", help="with --fake: test on the videos below two folders of another dataset")
     parser.add_argument("--fake", metavar="DIR", help="see --real")
@@ -524,7 +526,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
     parser.add_argument("--out", help="where to write; default: results.json next to the checkpoint (results_other.json when --data, "
                                       "--compression or --clips differ from training), with --video the folder video_scores")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if (args.clips or 1) < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error("--clips and --batch-size are at least 1, --workers at least 0")
     if bool(args.real) != bool(args.fake):
@@ -555,6 +557,8 @@ def run(args):
         return True
     check_device(args.device)
     encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
+    if args.crop and args.crop != config["crop"]:
+        raise ValueError(f"--crop {args.crop}: {args.checkpoint} was trained with --crop {config['crop']} and knows faces of that size only")
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     clips, folder = args.clips or (max(16, config["clips"]) if args.video else config["clips"]), Path(args.checkpoint).parent

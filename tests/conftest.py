@@ -55,3 +55,20 @@ def finished(toy):
 @pytest.fixture
 def run():
     return command
+
+
+@pytest.fixture
+def refused(capfd, monkeypatch):
+    """The sentence with which a command refuses, run inside this process (quicker by torch's import); the exit status
+    is not 0 and there is no traceback."""
+    def refused(folder, main, *flags):
+        monkeypatch.chdir(folder)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(flag) for flag in flags])
+        assert stop.value.code not in (0, None)
+        message = capfd.readouterr().err + (stop.value.code if isinstance(stop.value.code, str) else "")
+        sentence = [line for line in message.strip().splitlines() if "finding faces" not in line]
+        assert len(sentence) == 1, message
+        return sentence[0]
+    return refused

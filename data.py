@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import sys
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,14 +100,14 @@ def read_clip(path, frames, place):
     path = Path(path)
     if path.is_dir():
         images = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS), key=lambda p: (len(p.stem), p.stem))  # 2 before 10
-        length, read = len(images), lambda start, count: [read_image(p) for p in images[start:start + count]]
+        length, read = len(images), lambda start, count: (read_image(p) for p in images[start:start + count])
     else:
         video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])  # the loader's workers are the parallelism
         length, read = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), lambda start, count: _decode(video, path, start, count)
     start = round(place * max(0, length - frames))
     clip = [frame for frame in read(start, frames) if frame is not None]
     if len(clip) < min(frames, length):  # the header promises more frames than there are: take the last readable ones
-        clip = [frame for frame in read(0, start + frames) if frame is not None][-frames:]
+        clip = list(deque((frame for frame in read(0, start + frames) if frame is not None), maxlen=frames))
     if not clip:
         raise UnreadableVideo(f"{path}: not one frame can be read")
     there_and_back = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
@@ -120,19 +121,17 @@ def read_image(path):
 
 
 def _decode(video, path, start, count):
-    """Frames start, start + 1, ... of a video file; fewer where it ends."""
+    """Frames start, start + 1, ... of a video file, one after the other; fewer where it ends."""
     video.set(cv2.CAP_PROP_POS_FRAMES, start)
     if round(video.get(cv2.CAP_PROP_POS_FRAMES)) != start:  # a container that cannot seek: walk there
-        video.open(str(path))
-        for _ in range(start):
-            video.grab()
-    clip = []
-    while len(clip) < count:
+        video.open(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        if not all(video.grab() for _ in range(start)):
+            return
+    for _ in range(count):
         ok, frame = video.read()
         if not ok:
-            break
-        clip.append(frame)
-    return clip
+            return
+        yield frame
 
 
 # --- The face ----------------------------------------------------------------------------------------------------

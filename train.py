@@ -97,10 +97,12 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
         losses["mult_ce"] = F.cross_entropy(nets["mult_classifier"](embedding).float(), y_mult)
     if args.bin_contrast:   # Eq. 1 with binary labels: each stream has its own MLP head and its own queue
         z["bin"] = nets["bin_projection"](embedding)                                 # (B, 128)
-        losses["bin_contrast"] = multi_instance_info_nce(z["bin"], y_bin, nets["bin_queue"].keys, nets["bin_queue"].labels, args.temperature)
+        queue = nets["bin_queue"]
+        losses["bin_contrast"] = multi_instance_info_nce(z["bin"], y_bin, queue.keys, queue.labels, args.temperature)
     if args.mult_contrast:  # Eq. 1 with multi-class labels
         z["mult"] = nets["mult_projection"](embedding)                               # (B, 128)
-        losses["mult_contrast"] = multi_instance_info_nce(z["mult"], y_mult, nets["mult_queue"].keys, nets["mult_queue"].labels, args.temperature)
+        queue = nets["mult_queue"]
+        losses["mult_contrast"] = multi_instance_info_nce(z["mult"], y_mult, queue.keys, queue.labels, args.temperature)
     return losses, z
 
 
@@ -205,7 +207,11 @@ def train(args):
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     rows, best, first_epoch = [], None, 0
     if args.resume and (out / "last.pt").is_file():
-        checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
+        try:
+            checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"{out / 'last.pt'} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
+                             "train anew with --overwrite") from None
         for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
             nets[name].load_state_dict(state)
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -225,7 +231,8 @@ def train(args):
         nets["encoder"].train(encoder_learns(args))
         sums, broken, epoch_started = {}, set(), time.time()
         for step, batch in enumerate(loader, 1):
-            clip, y_bin, y_mult, video = (part.to(device, non_blocking=True) for part in batch)   # clip (B, 3, T, H, W) uint8
+            clip, y_bin, y_mult = (part.to(device, non_blocking=True) for part in batch[:3])  # clip (B, 3, T, H, W) uint8
+            video = batch[3]                                                                  # (B,), < 0: cannot be read
             for bad in {-1 - v for v in video.tolist() if v < 0} - broken:
                 broken.add(bad)
                 print(f"\ncannot be read, another clip of its class stands in: {train_set.videos[bad][0]}")
@@ -250,15 +257,16 @@ def train(args):
             with torch.autocast(**amp):
                 update_keys(nets, args, clip, y_bin, y_mult)
 
-            for name, value in {**{f"loss_{n}": l.item() for n, l in losses.items()}, **monitors}.items():
+            for name, value in {**{f"loss_{n}": loss.item() for n, loss in losses.items()}, **monitors}.items():
                 sums.setdefault(name, []).append(value)
             speed = (at - done_before) * args.batch_size / (time.time() - started)
-            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{n} {l.item():.3f}" for n, l in losses.items())
+            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{n} {loss.item():.3f}" for n, loss in losses.items())
                      + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
 
         videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
         val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
-        row = {"epoch": epoch + 1, "step": at, "lr": lr, **{name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in sums.items()},
+        means = {name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in sums.items()}
+        row = {"epoch": epoch + 1, "step": at, "lr": lr, **means,
                "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
                "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
         rows.append(row)
@@ -311,8 +319,12 @@ def similarities(nets, z, y_bin, y_mult):
 
 def save(state, path):
     temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    temporary.replace(path)  # a kill at any moment leaves the old file or the new one
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)  # a kill at any moment leaves the old file or the new one
+    except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); what was there before is untouched") from None
 
 
 def write_log(rows, path):

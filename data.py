@@ -103,7 +103,10 @@ def read_clip(path, frames, place):
         length, read = len(images), lambda start, count: (read_image(p) for p in images[start:start + count])
     else:
         video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])  # the loader's workers are the parallelism
-        length, read = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), lambda start, count: _decode(video, path, start, count)
+        length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        if length <= 0 and video.isOpened():  # streamed files do not know their length: count
+            length = sum(1 for _ in iter(video.grab, False))
+        read = lambda start, count: _decode(video, path, start, count)
     start = round(place * max(0, length - frames))
     clip = [frame for frame in read(start, frames) if frame is not None]
     if len(clip) < min(frames, length):  # the header promises more frames than there are: take the last readable ones
@@ -187,7 +190,10 @@ def find_faces(originals, file):
     """{id: face box or None} for {id: path of an original}, kept in the JSON `file` so that each is searched once."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    faces = json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        faces = dict(json.loads(file.read_text())) if file.is_file() else {}
+    except (ValueError, TypeError):  # damaged: searched anew
+        faces = {}
     missing = sorted(set(originals) - set(faces))
     if missing:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -196,9 +202,15 @@ def find_faces(originals, file):
                 if done % 50 == 0 or done == len(missing):
                     print(f"finding faces: {done}/{len(missing)} originals", file=sys.stderr)
                     temporary = file.with_suffix(f".{os.getpid()}")
-                    temporary.write_text(json.dumps(faces))
+                    # None is kept only where a video was searched: a broken one may be downloaded again.
+                    known = {n: face for n, face in faces.items() if face or n not in originals or searchable(originals[n])}
+                    temporary.write_text(json.dumps(known))
                     temporary.replace(file)
     return faces
+
+
+def searchable(path):
+    return hasattr(cv2, "CascadeClassifier") and load_clip(path, None, 1, 8, 0.5) is not None
 
 
 def read_boxes(file):
@@ -226,7 +238,7 @@ class FFPP(Dataset):
     train: one clip per video, at a random place, augmented. val, test: `clips` clips per video at evenly
     spaced places, item i = clip i % clips of video i // clips; the same each time. `classes` (of "original",
     "DF", ...) picks others than the split's own. crop: "face", "frame" (centred square) or a JSON file
-    {target id: [x, y, w, h]} from a detector of your own.
+    {target id: [x, y, w, h]} from a detector of your own. Found faces are kept in runs/faces_*.json.
     """
 
     def __init__(self, root, split, holdout, compression="c23", frames=32, size=128, clips=1, crop="face",
@@ -431,6 +443,8 @@ def render_toy_identity(job):
         folder.mkdir(parents=True, exist_ok=True)
         file = str(folder / (f"{target}.mp4" if name == "original" else f"{target}_{source}.mp4"))
         writer = cv2.VideoWriter(file, cv2.VideoWriter_fourcc(*"mp4v"), 25, (TOY_SIZE, TOY_SIZE))
+        if not writer.isOpened():
+            raise OSError(f"{file} cannot be written (a full disk, or an OpenCV that cannot encode MPEG-4)")
         for frame in film:
             writer.write(frame)
         writer.release()

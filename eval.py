@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -123,7 +124,7 @@ def test(encoder, classifier, config, clips, device="cpu", workers=0, batch_size
     videos, unreadable, embeddings = evaluate(encoder, classifier, dataset, device, batch_size, workers)
     seen = [name for name in MANIPULATIONS if name != config["holdout"]]
     return {"config": config, "protocol": {"clips": clips, **{name: config[name] for name in ("frames", "size", "crop")}},
-            "metrics": measure(videos, unseen(config), with_intervals=True),
+            "metrics": measure(videos, headline(config), with_intervals=True),
             "seen": {name: measure(videos, [name]) for name in seen}, "videos": videos, "unreadable": unreadable}, embeddings
 
 
@@ -133,7 +134,7 @@ def test_set(config, clips):
                 clips, config["crop"], classes=["original", *MANIPULATIONS])
 
 
-def unseen(config):
+def headline(config):
     """The manipulations of the headline: the held-out one, or all when none was held out."""
     return list(MANIPULATIONS) if config["holdout"] == "none" else [config["holdout"]]
 
@@ -211,7 +212,7 @@ def report(results, title):
     """The result as a few lines of text; a toy is called a toy."""
     config, found = results["config"], results["metrics"]
     counts = {name: sum(v["class"] == name for v in results["videos"]) for name in ("original", *MANIPULATIONS)}
-    fakes = sum(counts[name] for name in unseen(config))
+    fakes = sum(counts[name] for name in headline(config))
     what = "all four, none held out" if config["holdout"] == "none" else f"{config['holdout']}, never seen in training"
     toy = "  [TOY data: says nothing about real deepfakes]" if config["data"] == "toy" else ""
     guess = max(counts["original"], fakes) / (counts["original"] + fakes)
@@ -246,7 +247,12 @@ class VideoList(Dataset):
     def __init__(self, rows, config, clips):
         self.videos, self.binary = [(path, name, path) for path, name, _ in rows], [label for _, _, label in rows]
         self.clips, self.frames, self.size = clips, config["frames"], config["size"]
-        self.faces = {path: find_face(path) for path, _, _ in rows} if config["crop"] != "frame" else {}
+        if config["crop"] not in ("face", "frame"):
+            raise ValueError(f"the checkpoint was trained on boxes from {config['crop']}, which knows no box of other videos: train with --crop face or frame")
+        self.faces = {}
+        if config["crop"] == "face":
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                self.faces = dict(zip([path for path, _, _ in rows], pool.map(find_face, [path for path, _, _ in rows])))
 
     def __len__(self):
         return len(self.videos) * self.clips
@@ -263,7 +269,9 @@ class VideoList(Dataset):
 def videos_in(folder):
     """Every video file, and every folder of images, below a folder."""
     found = {p for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in VIDEO_ENDINGS}
-    found |= {p.parent for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS}
+    beside = {p.parent for p in found}  # a picture beside videos is a thumbnail
+    found |= {p.parent for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS} - beside
+    found = {p for p in found if "masks" not in p.parts}  # FF++'s masks lie among its videos
     if not found:
         raise FileNotFoundError(f"{folder} holds no video: expected files ending in {', '.join(sorted(VIDEO_ENDINGS))} or folders of images")
     return sorted(found)
@@ -287,7 +295,7 @@ def score_files(encoder, classifier, config, paths, clips, device, workers, batc
         for row in rows:
             timeline = "".join(" .:-=+*#%@"[min(9, int(10 * p))] for p in row["clips"])
             print(f"{row['path']}\n  fake score {row['score']:.3f}, spread over {clips} clips {row['spread']:.3f}   0 s [{timeline}] end   (blank 0, @ 1)"
-                  f"\n  {'NO FACE FOUND: the score is that of the centred square and means little' if row['face'] is None else 'face found'}; picture {row['picture']}")
+                  f"\n  {'the centred square, as in training' if config['crop'] == 'frame' else 'face found' if row['face'] else 'NO FACE FOUND: the score is that of the centred square and means little'}; picture {row['picture']}")
         print(note)
     for path in unreadable:
         print(f"eval.py: {path} cannot be read as a video: not scored", file=sys.stderr)
@@ -306,8 +314,8 @@ PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
-FREE = {"mode", "holdout", "seed", "out", "init", "device", "workers", "threads", "versions", "data_root", "precision", "compile", "cache",
-        "bin_ce", "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
+FREE = {"mode", "holdout", "seed", "out", "init", "device", "workers", "threads", "versions", "data", "data_root", "precision", "bin_ce",
+        "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
 
 
 def read_results(path):
@@ -336,25 +344,26 @@ def table(folder):
         if config["holdout"] != "none":  # not a case of the paper
             own = config["mode"] == "dfdc_winner"  # an image model on single frames has settings of its own
             groups.setdefault((config["data"] == "toy", own, json.dumps(settings, sort_keys=True)), []).append(results)
-    text = []
-    video_groups = [key for key in groups if not key[1]] or list(groups)
-    for key in video_groups:
-        toy, _, settings = key
+    text, compression = [], lambda key: json.loads(key[2])["compression"]
+    frames_of = lambda key: [g for g in groups if g[1] and (g[0], compression(g)) == (key[0], compression(key))]
+    joined = {frames_of(key)[0] for key in groups if not key[1] and len(frames_of(key)) == 1}  # the image model's row, where it is the only one
+    for key in (key for key in groups if key not in joined):
+        toy, own, settings = key
         settings, runs = json.loads(settings), list(groups[key])
-        frames = [g for g in groups if g[0] == toy and g[1] and g != key and json.loads(g[2])["compression"] == settings["compression"]]
-        if len(frames) == 1:
-            runs += groups[frames[0]]
+        if not own and len(frames_of(key)) == 1:
+            runs += groups[frames_of(key)[0]]
         videos = sorted({sum(v["class"] in ("original", r["config"]["holdout"]) for v in r["videos"]) for r in runs})
         text += [f"### {'TOY data (a toy: its numbers say nothing about real deepfakes)' if toy else 'FaceForensics++ ' + settings['compression']}", "",
                  "Settings: " + ", ".join(f"{name} {settings[name]}" for name in ("frames", "size", "crop", "clips", "width", "epochs", "batch_size", "lr",
-                                          "balance", "queue_size", "momentum", "temperature") if name in settings), "",
+                                          "balance", "queue_size", "momentum", "temperature") if name in settings)
+                 + (" (DFDC Winner: single frames and settings of its own)" if len(runs) > len(groups[key]) else ""), "",
                  f"Accuracy in % on originals + the held-out manipulation: mean ± standard deviation over seeds (number of seeds){'' if toy else '; in brackets the paper'}.", "",
                  "| Type of training | " + " | ".join((*MANIPULATIONS, "average (Table 3)", "average AUC")) + " |", "|---" * 7 + "|"]
         for mode, (label, *paper) in PAPER.items():
             overridden = lambda r: f" [{r['config']['overrides']}]" if r["config"].get("overrides") else ""  # a row of its own
             for override in sorted({overridden(r) for r in runs if r["config"]["mode"] == mode}) or [""]:
                 mine = [r for r in runs if r["config"]["mode"] == mode and overridden(r) == override]
-                by_holdout = [[r["metrics"] for r in mine if r["config"]["holdout"] == name] for name in MANIPULATIONS]
+                by_holdout = [list({r["config"]["seed"]: r["metrics"] for r in mine if r["config"]["holdout"] == name}.values()) for name in MANIPULATIONS]
                 cells = [f"{100 * np.mean(a):.1f}" + (f" ± {100 * np.std(a, ddof=1):.1f}" if len(a) > 1 else "") + f" ({len(a)})" if a else "–"
                          for a in ([m["accuracy"] for m in cell] for cell in by_holdout)]
                 means = {name: [np.mean([m[name] for m in cell]) for cell in by_holdout if cell] for name in ("accuracy", "auc")}
@@ -364,7 +373,7 @@ def table(folder):
                 text.append(f"| {label}{override} | " + " | ".join(cells) + " |")
         half = [1.96 * 100 * np.sqrt(0.8 * 0.2 / n) for n in videos]
         text += ["", f"An accuracy near 80 % on {' or '.join(map(str, videos))} videos has a 95 % interval of about ± {' or '.join(f'{h:.1f}' for h in half)} points, "
-                 f"a mean of four hold-outs of about ± {' or '.join(f'{h / 2:.1f}' for h in half)}: smaller differences bear no conclusion."]
+                 f"a mean of four hold-outs of ± {' or '.join(f'{h / 2:.1f}' for h in half)} at best (they share their originals): smaller differences bear no conclusion."]
         if not toy:
             off = [f"{label} {average:.2f} there, {np.mean(four):.2f} by Table 2" for label, *four, average in PAPER.values() if abs(np.mean(four) - average) > 0.011]
             text.append(f"Averages of the paper's Table 3 that differ from its own Table 2: {'; '.join(off)}.")
@@ -407,7 +416,7 @@ def strip(row, face, height=150):
         cv2.line(chart, a, b, (200, 120, 40), 1, cv2.LINE_AA)
     for point, p in zip(points, row["clips"]):
         cv2.circle(chart, point, 4, (40, 40, 220) if p > 0.5 else (60, 160, 40), -1, cv2.LINE_AA)
-    write_on(chart, f"fake score over time, mean {row['score']:.3f}" + ("" if face else "   NO FACE FOUND: centred square"), 50, 18)
+    write_on(chart, f"fake score over time, mean {row['score']:.3f}" + ("" if face else "   centred square"), 50, 18)
     write_on(chart, "start", 50, 125, scale=0.4), write_on(chart, "end", width - 45, 125, scale=0.4)
     frames = cv2.copyMakeBorder(frames, 0, 0, 0, width - frames.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
     return np.concatenate([frames, chart])
@@ -455,10 +464,10 @@ def pictures(results, embeddings, out):
     classes = sheet([[tile(frame(five[name], place), name) for name in order] for place in (0.25, 0.75)],
                     [f"{toy}{target} as filmed and manipulated", "the same, later"])
     originals = sorted((v for v in videos if v["class"] == "original"), key=lambda v: -v["score"])[:5]
-    fakes = sorted((v for v in videos if v["class"] in unseen(config)), key=lambda v: v["score"])[:5]
+    fakes = sorted((v for v in videos if v["class"] in headline(config)), key=lambda v: v["score"])[:5]
     named = lambda v: f"{Path(v['path']).stem} {v['score']:.2f}"
     mistakes = sheet([[tile(frame(v), named(v)) for v in originals], [tile(frame(v), named(v)) for v in fakes]],
-                     [f"{toy}originals with the highest fake score", f"{' and '.join(unseen(config))} with the lowest fake score"])
+                     [f"{toy}originals with the highest fake score", f"{' and '.join(headline(config))} with the lowest fake score"])
     centred = embeddings - embeddings.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     points = centred @ directions[:2].T
@@ -469,9 +478,9 @@ def pictures(results, embeddings, out):
     for name, colour in zip(("original", *MANIPULATIONS), COLOURS):
         for v, point in zip(videos, points):
             if v["class"] == name:
-                cv2.circle(canvas, place(*point), 4, colour, -1 if name == "original" or name in unseen(config) else 1, cv2.LINE_AA)
+                cv2.circle(canvas, place(*point), 4, colour, -1 if name == "original" or name in headline(config) else 1, cv2.LINE_AA)
     for i, (name, colour) in enumerate(zip(("original", *MANIPULATIONS), COLOURS)):
-        cv2.circle(canvas, (585, 60 + 24 * i), 5, colour, -1 if name == "original" or name in unseen(config) else 1, cv2.LINE_AA)
+        cv2.circle(canvas, (585, 60 + 24 * i), 5, colour, -1 if name == "original" or name in headline(config) else 1, cv2.LINE_AA)
         write_on(canvas, name + (" (held out)" if name == config["holdout"] else ""), 600, 65 + 24 * i)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in (("classes", classes), ("mistakes", mistakes), ("map", canvas)):
@@ -493,7 +502,7 @@ def roc_picture(runs):
         if not path.is_file():
             raise FileNotFoundError(f"--roc {run}: no results.json there")
         results = read_results(path)
-        chosen = [v for v in results["videos"] if v["class"] in ("original", *unseen(results["config"]))]
+        chosen = [v for v in results["videos"] if v["class"] in ("original", *headline(results["config"]))]
         x, y = roc([v["label"] for v in chosen], [v["score"] for v in chosen])
         colour = COLOURS[i % len(COLOURS)]
         cv2.polylines(canvas, [np.array([place(a, b) for a, b in zip(x, y)])], False, colour, 2, cv2.LINE_AA)
@@ -527,7 +536,7 @@ def main(argv=None):
     parser.add_argument("--out", help="where to write; default: results.json next to the checkpoint (results_other.json when --data, "
                                       "--compression or --clips differ from training), with --video the folder video_scores")
     args = parser.parse_args(argv)
-    if (args.clips or 1) < 1 or args.batch_size < 1 or args.workers < 0:
+    if args.clips is not None and args.clips < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error("--clips and --batch-size are at least 1, --workers at least 0")
     if bool(args.real) != bool(args.fake):
         parser.error("--real and --fake go together")
@@ -538,7 +547,7 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("\neval.py: interrupted; nothing was written")
+        sys.exit("\neval.py: interrupted")
     sys.exit(0 if complete else 1)
 
 
@@ -568,6 +577,8 @@ def run(args):
     if args.real:
         rows = [(path, name, label) for name, label, place in (("original", 0, args.real), ("fake", 1, args.fake)) for path in videos_in(place)]
         videos, unreadable, _ = evaluate(encoder, classifier, VideoList(rows, config, clips), args.device, args.batch_size, args.workers)
+        for path in unreadable:
+            print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
         found = measure(videos, ["fake"], with_intervals=True)
         out = Path(args.out or folder / "results_folders.json")
         save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake, "metrics": found, "videos": videos, "unreadable": unreadable}, out)
@@ -579,16 +590,18 @@ def run(args):
         other = (root, args.compression or config["compression"], clips) != (config["data_root"], config["compression"], config["clips"])
         config = {**config, "data_root": root, "data": "toy" if is_toy(root) else root, "compression": args.compression or config["compression"]}
         results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size)
-        # results.json is the run's own protocol; other clips or data go beside it, so that tables compare like with like.
-        out, unreadable = Path(args.out or folder / ("results_other.json" if other else "results.json")), results["unreadable"]
+        # results.json is that of best.pt under the run's own protocol: tables compare like with like, the rest goes beside it.
+        stem = Path(args.checkpoint).stem
+        name = "results_other.json" if other else "results.json" if stem == "best" else f"results_{stem}.json"
+        out, unreadable = Path(args.out or folder / name), results["unreadable"]
         kept = read_results(out) if out.is_file() and not args.out else {}
         save_json({"checkpoint": args.checkpoint, **results, **{name: kept[name] for name in ("epoch", "last") if name in kept}}, out)
         print(report(results, "test"))
         if args.pictures:
             print("pictures:", ", ".join(map(str, pictures(results, embeddings, folder))))
+        for path in unreadable:
+            print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
     print(f"every video's score: {out}")
-    for path in unreadable:
-        print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
     return not unreadable
 
 

@@ -5,7 +5,7 @@
     python train.py --mode bin_contrastive --holdout DF --data FaceForensics++  # the real one
     python train.py --mode bin_contrastive --explain                            # which loss reaches which module
 
-The cases differ in one thing only: which losses exist and whose gradient reaches the encoder. `--mode` sets
+The cases differ in which losses exist and whose gradient reaches the encoder (the Baseline in its starting weights). `--mode` sets
 the four flags of the case (and the starting weights); each can be overridden, so that a combination the paper
 never tried is one command: --mode bin_contrastive --mult-ce.
 """
@@ -169,10 +169,13 @@ def train(args):
     loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
     multi_classes = max(train_set.multi) + 1
-    nets = build_networks(args, multi_classes).to(device)
+    out = Path(args.out)
+    resuming = args.resume and (out / "last.pt").is_file() and not args.explain
+    nets = build_networks(argparse.Namespace(**{**vars(args), "init": "random"}) if resuming else args, multi_classes).to(device)
     optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=args.weight_decay)
     config = {name: value for name, value in vars(args).items() if name not in ("explain", "resume", "overwrite")}
-    config["overrides"] = ", ".join(f"{name} {config[name]}" for name, value in MODES[args.mode].items() if name != "init" and config[name] != value)
+    case = {**MODES[args.mode], **{name: value for name, value in PRESETS[args.preset].items() if name == "init"}}
+    config["overrides"] = ", ".join(f"{name} {config[name]}" for name, value in case.items() if config[name] != value)
     config["versions"] = dict(python=platform.python_version(), torch=str(torch.__version__), torchvision=torchvision.__version__,
                               numpy=np.__version__, opencv=cv2.__version__)
 
@@ -199,14 +202,13 @@ def train(args):
     print(f"chance: binary losses {chance['bin']:.3f}" + (f", multi-class losses {chance['mult']:.3f}" if args.mult_ce or args.mult_contrast else "")
           + "; a loss that stays there has learned nothing")
 
-    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
-        for name in ("results.json", "config.json", "log.csv", "best.pt", "last.pt"):
+        for name in ("last.pt", "best.pt", "results.json", "log.csv", "config.json"):
             (out / name).unlink(missing_ok=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     rows, best, first_epoch = [], None, 0
-    if args.resume and (out / "last.pt").is_file():
+    if resuming:
         try:
             checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
         except Exception as error:  # a damaged file can raise anything
@@ -243,6 +245,7 @@ def train(args):
             for group in optimizer.param_groups:
                 group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))
 
+            torch.manual_seed(args.seed * 1_000_003 + at)  # EfficientNet drops layers at random; resumed runs must drop the same
             with torch.autocast(**amp):
                 losses, z = compute_losses(nets, args, clip, y_bin, y_mult)
             for name, loss in losses.items():
@@ -287,7 +290,10 @@ def train(args):
         write_log(rows, out / "log.csv")
 
     results = {}
-    for name in ("last", "best"):
+    for name in ("best", "last"):
+        if name == "last" and best["epoch"] == args.epochs:  # the same weights
+            results["last"] = results["best"]
+            continue
         encoder, classifier, saved = evaluation.load_checkpoint(out / f"{name}.pt", device)
         results[name], _ = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
     final = {"checkpoint": str(out / "best.pt"), "epoch": best["epoch"], **results["best"], "last": results["last"]["metrics"]}
@@ -381,23 +387,23 @@ def parse(argv=None):
     data.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="(c23)")
     data.add_argument("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: the centred "
                                      "square; or a JSON file {target id: [x, y, width, height]} (face)")
-    data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')}")
-    data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')}")
+    data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')[:-1]}; dfdc_winner 1)")
+    data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 380)")
     data.add_argument("--balance", choices=("binary", "none"), default="binary", help="binary: each fake is drawn with its own original, half of each "
                                                                                       "batch is original; none: each video once, 3 fakes to 1 original (binary)")
     data.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="random crop, flip and colours, alike over a clip (on)")
-    data.add_argument("--clips", type=int, help=f"evenly spaced clips per video in validation and test {both('clips')}")
+    data.add_argument("--clips", type=int, help=f"evenly spaced clips per video in validation and test {both('clips')[:-1]}; dfdc_winner 8, 32)")
     data.add_argument("--workers", type=int, help=f"processes that read videos; any number gives the same result {both('workers')}")
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, help=both("epochs"))
     training.add_argument("--batch-size", type=int, help=f"clips per step {both('batch_size')}")
     training.add_argument("--lr", type=float, help=f"AdamW's peak learning rate; 50 steps of warm-up, then a cosine to 0 {both('lr')}")
-    training.add_argument("--weight-decay", type=float, default=1e-5, help="(1e-5, CoCLR's)")
+    training.add_argument("--weight-decay", type=float, default=1e-5, help="(1e-5, that of CoCLR's pre-training)")
     training.add_argument("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
     training.add_argument("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
     training.add_argument("--momentum", type=float, help=f"m of the EMA encoder {both('momentum')}")
-    training.add_argument("--width", type=float, help=f"scales the channels of S3D {both('width')}")
+    training.add_argument("--width", type=float, help=f"scales the channels of S3D; dfdc_winner: B7 from 1 on, else B0 {both('width')}")
     training.add_argument("--seed", type=int, default=0, help="of weights, order, clips and augmentation (0)")
     training.add_argument("--device", help="cpu, cuda, cuda:1, mps (cuda where there is one, else cpu)")
     training.add_argument("--threads", type=int, help=f"CPU threads of the networks, 0: torch's choice; another number rounds differently {both('threads')}")
@@ -423,7 +429,8 @@ def parse(argv=None):
 
     for wrong, message in (
         (args.resume and args.overwrite, "--resume and --overwrite exclude each other"),
-        (args.frames < (1 if args.mode == "dfdc_winner" else MIN_FRAMES), f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
+        (args.frames < 1, f"--frames {args.frames}: at least 1"),
+        (args.mode != "dfdc_winner" and args.frames < MIN_FRAMES, f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
         (args.size < MIN_SIZE, f"--size {args.size}: S3D pools away fewer than {MIN_SIZE} pixels"),
         (args.batch_size < 2, f"--batch-size {args.batch_size}: BatchNorm needs at least 2 clips"),
         (args.queue_size < 1, f"--queue-size {args.queue_size}: at least one key"),
@@ -431,7 +438,7 @@ def parse(argv=None):
         (args.clips < 1, f"--clips {args.clips}: at least one"),
         (args.threads < 0, f"--threads {args.threads}: 0 or more"),
         (args.workers < 0, f"--workers {args.workers}: 0 or more"),
-        (not args.width > 0, f"--width {args.width}: more than 0"),
+        (not 0 < args.width < 100, f"--width {args.width}: more than 0, less than 100"),
         (not args.lr > 0, f"--lr {args.lr}: more than 0"),
         (not args.temperature > 0, f"--temperature {args.temperature}: more than 0"),
         (not 0 <= args.momentum <= 1, f"--momentum {args.momentum}: from 0 to 1"),
@@ -452,7 +459,7 @@ def existing_run(args):
     except (ValueError, AttributeError):
         return "refused", f"{out / 'config.json'} cannot be read: choose another --out, or --overwrite it"
     # What may differ between two halves of a run. Another device or precision rounds differently, and that is all.
-    free = {"device", "precision", "workers", "out", "resume", "overwrite", "explain", "data_root", "preset"}
+    free = {"device", "precision", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
     differences = [f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
                    for name, value in vars(args).items() if name not in free and before.get(name) != value]
     if differences:
@@ -482,9 +489,15 @@ def main(argv=None):
         train(args)
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
+    except RuntimeError as error:
+        if "out of memory" in str(error):
+            sys.exit("train.py: out of memory: a smaller --batch-size, --frames or --size helps")
+        if "DataLoader worker" in str(error):
+            sys.exit("train.py: a process that reads videos was killed: too little (shared) memory for --workers, a smaller number helps")
+        raise
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; " + ("every whole epoch is saved: the same command with --resume (and without --overwrite) goes on from there"
-                                     if (out / "last.pt").is_file() and not args.explain else "no epoch was finished, nothing is lost"))
+                                     if (out / "last.pt").is_file() and not args.explain else "no epoch was finished"))
 
 
 if __name__ == "__main__":

@@ -168,9 +168,9 @@ def test_items_have_the_shapes_types_and_labels_of_the_contract(in_toy):
 
 
 def test_an_original_and_its_manipulations_share_the_crop(in_toy, monkeypatch):
-    used = {}
+    used, current = {}, [None]
+    videos = FFPP("toy_ffpp", "train", "none", frames=8, size=32)
     monkeypatch.setattr(data, "crop_frame", lambda frame, face, size: used.setdefault(current[0], set()).add(face) or crop_frame(frame, face, size))
-    videos, current = FFPP("toy_ffpp", "train", "none", frames=8, size=32), [None]
     videos.faces = {target: (i, i, 20, 20) for i, target in enumerate(videos.faces)}
     for index, (_, _, current[0]) in enumerate(videos.videos):
         videos[index]
@@ -282,6 +282,16 @@ def test_manipulations_change_the_face_and_leave_the_room_alone(in_toy):
 
 
 # --- Broken files ---
+
+def test_a_broken_original_is_searched_again_once_it_can_be_read(toy, tmp_path):
+    good = list_videos(toy / "toy_ffpp")["original"]["953"]
+    (tmp_path / "953.mp4").write_bytes(b"half a download")
+    assert data.find_faces({"953": tmp_path / "953.mp4"}, tmp_path / "faces.json") == {"953": None}
+    assert json.loads((tmp_path / "faces.json").read_text()) == {}
+    shutil.copy(good, tmp_path / "953.mp4")
+    assert data.find_faces({"953": tmp_path / "953.mp4"}, tmp_path / "faces.json") == {"953": data.find_face(good)}
+    assert "953" in json.loads((tmp_path / "faces.json").read_text())
+
 
 @pytest.fixture
 def damaged(toy, tmp_path, monkeypatch):

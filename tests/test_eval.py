@@ -157,6 +157,13 @@ def test_the_table_averages_over_seeds_and_stands_beside_the_papers(tmp_path):
     assert row("Binary CE") == ("| Binary CE | 85.0 ± 7.1 (2) [80.08] | 70.0 ± 0.0 (2) [73.44] | 70.0 ± 14.1 (2) [79.30] | 60.0 ± 14.1 (2) [75.78] "
                                 "| 71.2 [77.15] | 0.713 |")
     assert row("Binary Contrastive").startswith("| Binary Contrastive | 77.0 (1) [84.77] | – [68.36]") and row("DFDC Winner").count("–") == 6
+    fake_run(tmp_path / "again", "bin_contrastive", "DF", 0, 0.77)  # the same seed is not a second run
+    assert evaluation.table(tmp_path) == text
+    for seed in (0, 1):  # the image model's settings are its own
+        fake_run(tmp_path, "dfdc_winner", "DF", seed, 0.60, frames=1, size=380)
+    assert "| DFDC Winner | 60.0 ± 0.0 (2) [85.71]" in evaluation.table(tmp_path) and evaluation.table(tmp_path).count("### ") == 1
+    fake_run(tmp_path, "dfdc_winner", "DF", 2, 0.50, frames=1, size=300)  # two settings: tables of their own
+    assert evaluation.table(tmp_path).count("### ") == 3
     assert "± 4.7 points" in text and "76.17 there, 76.37 by Table 2" in text and "75.98 there, 75.88 by Table 2" in text
     assert text.count("there,") == 2
 

@@ -97,6 +97,30 @@ def read_clip(path, frames, place):
     Rule for videos shorter than a clip: they run forwards, backwards, forwards ... until it is full.
     Raises UnreadableVideo.
     """
+    length, read = open_video(path)
+    start = round(place * max(0, length - frames))
+    clip = [frame for frame in read(start, frames) if frame is not None]
+    if len(clip) < min(frames, length):  # the header promises more frames than there are: take the last readable ones
+        clip = list(deque((frame for frame in read(0, start + frames) if frame is not None), maxlen=frames))
+    if not clip:
+        raise UnreadableVideo(f"{path}: not one frame can be read")
+    return fill(clip, frames)
+
+
+def fill(clip, frames):
+    """The rule for short videos: forwards, backwards, forwards ... until there are `frames`."""
+    there_and_back = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
+    return [clip[there_and_back[i % len(there_and_back)]] for i in range(frames)]
+
+
+def all_frames(path):
+    """Every readable frame of a video, BGR, one after the other."""
+    _, read = open_video(path)
+    return (frame for frame in read(0, sys.maxsize) if frame is not None)
+
+
+def open_video(path):
+    """(number of frames as the header has it, function (start, count) -> those frames one after the other)."""
     path = Path(path)
     if path.is_dir():
         images = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS), key=lambda p: (len(p.stem), p.stem))  # 2 before 10
@@ -107,14 +131,7 @@ def read_clip(path, frames, place):
         if length <= 0 and video.isOpened():  # streamed files do not know their length: count
             length = sum(1 for _ in iter(video.grab, False))
         read = lambda start, count: _decode(video, path, start, count)
-    start = round(place * max(0, length - frames))
-    clip = [frame for frame in read(start, frames) if frame is not None]
-    if len(clip) < min(frames, length):  # the header promises more frames than there are: take the last readable ones
-        clip = list(deque((frame for frame in read(0, start + frames) if frame is not None), maxlen=frames))
-    if not clip:
-        raise UnreadableVideo(f"{path}: not one frame can be read")
-    there_and_back = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
-    return [clip[there_and_back[i % len(there_and_back)]] for i in range(frames)]
+    return length, read
 
 
 def read_image(path):
@@ -155,14 +172,40 @@ def crop_frame(frame, face, size):
     return square[..., ::-1]
 
 
-def load_clip(path, face, frames, size, place):
+def load_clip(path, face, frames, size, place, cache=None):
     """The clip (T, 3, size, size) uint8, RGB, of the frames at `place` (see read_clip) cropped to the face box (see
-    crop_frame); None when the video cannot be read."""
+    crop_frame); None when the video cannot be read. With a folder `cache`, the whole video's crops are kept there as
+    raw bytes the first time, and clips are slices of them ever after: the same pixels, without decoding."""
     try:
+        if cache:
+            crops = cached_crops(path, face, size, cache)                                           # (frames, H, W, 3)
+            start = round(place * max(0, len(crops) - frames))
+            return torch.from_numpy(np.stack(fill(crops[start:start + frames], frames))).permute(0, 3, 1, 2)
         clip = np.stack([crop_frame(frame, face, size) for frame in read_clip(path, frames, place)])  # (T, H, W, 3)
     except (UnreadableVideo, OSError, cv2.error):
         return None
     return torch.from_numpy(clip).permute(0, 3, 1, 2)
+
+
+def cached_crops(path, face, size, cache):
+    """All frames of a video as they are cropped, memory-mapped from the cache. Raises UnreadableVideo."""
+    path = Path(path)
+    state = path.stat()
+    key = repr((str(path.resolve()), state.st_mtime_ns, state.st_size, face and tuple(face), size))
+    file = Path(cache) / f"{path.stem}_{hashlib.sha1(key.encode()).hexdigest()}.rgb"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")  # many processes may write the same file: the last rename wins
+        try:
+            with open(temporary, "wb") as out:
+                for frame in all_frames(path):
+                    out.write(np.ascontiguousarray(crop_frame(frame, face, size)).tobytes())
+            if not temporary.stat().st_size:
+                raise UnreadableVideo(f"{path}: not one frame can be read")
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return np.memmap(file, np.uint8, "r").reshape(-1, size, size, 3)
 
 
 def find_face(path):
@@ -239,17 +282,18 @@ class FFPP(Dataset):
     spaced places, item i = clip i % clips of video i // clips; the same each time. `classes` (of "original",
     "DF", ...) picks others than the split's own. crop: "face", "frame" (centred square) or a JSON file
     {target id: [x, y, w, h]} from a detector of your own. Found faces are kept in runs/faces_*.json.
+    cache: a folder to keep the cropped videos in (see load_clip).
     """
 
     def __init__(self, root, split, holdout, compression="c23", frames=32, size=128, clips=1, crop="face",
-                 classes=None, augment=True):
+                 classes=None, augment=True, cache=None):
         if holdout != "none" and holdout not in MANIPULATIONS:
             raise ValueError(f"holdout {holdout}: expected one of {', '.join(MANIPULATIONS)}, none")
         seen = [name for name in MANIPULATIONS if name != holdout]
         if classes is None:
             classes = ["original", *([holdout] if split == "test" and holdout != "none" else seen)]
         on_disk = list_videos(root, compression)
-        self.frames, self.size, self.random = frames, size, split == "train"
+        self.frames, self.size, self.random, self.cache = frames, size, split == "train", cache
         self.clips = 1 if self.random else clips
         self.videos = [(on_disk[name][target], name, target)
                        for name in classes for target in SPLITS[split] if target in on_disk[name]]
@@ -306,7 +350,7 @@ class FFPP(Dataset):
 
     def load(self, video, place):
         path, _, target = self.videos[video]
-        return load_clip(path, self.faces.get(target), self.frames, self.size, place)
+        return load_clip(path, self.faces.get(target), self.frames, self.size, place, self.cache)
 
 
 class EpochSampler(Sampler):

@@ -131,7 +131,7 @@ def test(encoder, classifier, config, clips, device="cpu", workers=0, batch_size
 def test_set(config, clips):
     """Originals and all four manipulations of the test split; the headline is over the held-out one, the others stand beside it."""
     return FFPP(config["data_root"], "test", config["holdout"], config["compression"], config["frames"], config["size"],
-                clips, config["crop"], classes=["original", *MANIPULATIONS])
+                clips, config["crop"], classes=["original", *MANIPULATIONS], cache=config.get("cache"))
 
 
 def headline(config):
@@ -314,7 +314,7 @@ PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
-FREE = {"mode", "holdout", "seed", "out", "init", "device", "workers", "threads", "versions", "data", "data_root", "precision", "bin_ce",
+FREE = {"mode", "holdout", "seed", "out", "init", "device", "workers", "threads", "versions", "data", "data_root", "precision", "compile", "cache", "bin_ce",
         "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
 
 

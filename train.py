@@ -14,6 +14,7 @@ import copy
 import csv
 import json
 import math
+import os
 import platform
 import shutil
 import signal
@@ -52,7 +53,7 @@ PRESETS = {
                 queue_size=256, momentum=0.9, workers=1, threads=1),
     # CoCLR's settings: 32 frames of 128 px, queue 2048, momentum 0.999, fine-tuning at 1e-4. init: the mode's.
     "paper": dict(epochs=30, batch_size=16, frames=32, size=128, clips=4, crop="face", width=1.0, lr=1e-4,
-                  queue_size=2048, momentum=0.999, workers=8, threads=0),
+                  queue_size=2048, momentum=0.999, workers=min(8, os.cpu_count()), threads=0),
 }
 SINGLE_FRAMES = {"toy": dict(frames=1, clips=8), "paper": dict(frames=1, clips=32, size=380)}  # dfdc_winner
 
@@ -161,7 +162,7 @@ def train(args):
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     read = lambda split: FFPP(args.data_root, split, args.holdout, args.compression, args.frames, args.size,
-                              args.clips, args.crop, augment=args.augment)
+                              args.clips, args.crop, augment=args.augment, cache=args.cache)
     train_set, val_set, test_set = read("train"), read("val"), evaluation.test_set(vars(args), args.clips)
     sampler = EpochSampler(train_set, args.balance, args.seed)
     if len(sampler) < args.batch_size:
@@ -172,6 +173,8 @@ def train(args):
     out = Path(args.out)
     resuming = args.resume and (out / "last.pt").is_file() and not args.explain
     nets = build_networks(argparse.Namespace(**{**vars(args), "init": "random"}) if resuming else args, multi_classes).to(device)
+    if args.compile:
+        nets["encoder"].compile()
     optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=args.weight_decay)
     config = {name: value for name, value in vars(args).items() if name not in ("explain", "resume", "overwrite")}
     case = {**MODES[args.mode], **{name: value for name, value in PRESETS[args.preset].items() if name == "init"}}
@@ -387,6 +390,8 @@ def parse(argv=None):
     data.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="(c23)")
     data.add_argument("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: the centred "
                                      "square; or a JSON file {target id: [x, y, width, height]} (face)")
+    data.add_argument("--cache", metavar="DIR", help="keep every video's cropped frames there as raw bytes, and decode each video once only; takes "
+                                                     "3 x size x size bytes per frame: 49 kB at 128 px, about 25 GB per 500,000 frames (off)")
     data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')[:-1]}; dfdc_winner 1)")
     data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 380)")
     data.add_argument("--balance", choices=("binary", "none"), default="binary", help="binary: each fake is drawn with its own original, half of each "
@@ -406,6 +411,7 @@ def parse(argv=None):
     training.add_argument("--width", type=float, help=f"scales the channels of S3D; dfdc_winner: B7 from 1 on, else B0 {both('width')}")
     training.add_argument("--seed", type=int, default=0, help="of weights, order, clips and augmentation (0)")
     training.add_argument("--device", help="cpu, cuda, cuda:1, mps (cuda where there is one, else cpu)")
+    training.add_argument("--compile", action="store_true", help="torch.compile the encoder: slow to start, then faster on a GPU")
     training.add_argument("--threads", type=int, help=f"CPU threads of the networks, 0: torch's choice; another number rounds differently {both('threads')}")
     training.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="autocast of the networks; losses stay in fp32 (CUDA: bf16, or fp16 where it lacks that; else fp32)")
 
@@ -459,7 +465,7 @@ def existing_run(args):
     except (ValueError, AttributeError):
         return "refused", f"{out / 'config.json'} cannot be read: choose another --out, or --overwrite it"
     # What may differ between two halves of a run. Another device or precision rounds differently, and that is all.
-    free = {"device", "precision", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
+    free = {"device", "precision", "compile", "cache", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
     differences = [f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
                    for name, value in vars(args).items() if name not in free and before.get(name) != value]
     if differences:

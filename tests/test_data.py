@@ -217,6 +217,22 @@ def test_test_clips_are_evenly_spaced_and_the_same_each_time(in_toy):
     assert starts == [round(16 * place) for place in (1 / 6, 3 / 6, 5 / 6)]
 
 
+def test_pixels_from_the_cache_equal_those_from_the_video(in_toy, tmp_path):
+    for frames in (8, 32):  # 32: longer than the toy's videos
+        for crop in ("face", "frame"):
+            fresh, cached = (small("test", crop=crop, frames=frames, clips=3, cache=c) for c in (None, tmp_path / "cache"))
+            for _ in range(2):  # written, then read
+                assert all(torch.equal(fresh[i][0], cached[i][0]) for i in range(len(fresh)))
+    for frames, start in ((8, 0.4), (60, 0)):
+        assert torch.equal(data.load_clip(H264, None, frames, 40, start), data.load_clip(H264, None, frames, 40, start, tmp_path / "cache"))
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".rgb"]
+
+
+def test_a_broken_video_leaves_nothing_in_the_cache(tmp_path):
+    (tmp_path / "x.mp4").write_bytes(b"garbage")
+    assert data.load_clip(tmp_path / "x.mp4", None, 8, 32, 0.5, tmp_path / "cache") is None and not list((tmp_path / "cache").iterdir())
+
+
 # --- Order and randomness ---
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

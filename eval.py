@@ -13,6 +13,7 @@ results.json, next to the checkpoint, keeps the settings and every video's score
 import argparse
 import json
 import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +94,14 @@ def intervals(labels, scores, draws=1000, seed=0):
 # --- Scoring ------------------------------------------------------------------------------------------------------
 
 
+def quiet_worker(_):
+    """Loader workers leave Ctrl-C to the main process, and do not complain when it is gone in the middle of a sentence."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    lost = (OSError, EOFError, KeyboardInterrupt)
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, lost) else sys.__excepthook__(kind, error, trace)
+
+
 @torch.no_grad()
 def evaluate(encoder, classifier, dataset, device="cpu", batch_size=16, workers=0):
     """(videos, unreadable, embeddings) of a dataset of val or test clips: one row per readable video,
@@ -101,7 +110,8 @@ def evaluate(encoder, classifier, dataset, device="cpu", batch_size=16, workers=
     was_training = encoder.training, classifier.training
     encoder.eval(), classifier.eval()
     clips, sums, broken = [[] for _ in dataset.videos], {}, set()
-    for clip, _, _, video in DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.device(device).type == "cuda"):
+    loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.device(device).type == "cuda", worker_init_fn=quiet_worker)
+    for clip, _, _, video in loader:
         embedding = encoder(clip.to(device, non_blocking=True))                              # (B, dim)
         fake = classifier(embedding).softmax(dim=1)[:, 1]                                    # (B,)
         for v, probability, vector in zip(video.tolist(), fake.tolist(), embedding.float().cpu().numpy()):

@@ -168,7 +168,7 @@ def train(args):
     if len(sampler) < args.batch_size:
         raise ValueError(f"--batch-size {args.batch_size}: an epoch has only {len(sampler)} clips")
     loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True, num_workers=args.workers,
-                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
+                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0, worker_init_fn=evaluation.quiet_worker)
     multi_classes = max(train_set.multi) + 1
     out = Path(args.out)
     resuming = args.resume and (out / "last.pt").is_file() and not args.explain

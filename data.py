@@ -510,7 +510,7 @@ def camera(film, rng):
 def make_toy(root, identities=(160, 24, 60), processes=None):
     """Render the toy FF++: the first `identities` ids of train, val and test, five videos each.
 
-    Real video files in FF++'s own layout; the same files every time. Nothing of it is left when it is interrupted.
+    Real video files in FF++'s own layout; the same files every time. Nothing of it is left after Ctrl-C or an error.
     """
     if any(count % 2 for count in identities):
         raise ValueError(f"identities come in pairs that swap faces, got {identities}")

@@ -8,7 +8,8 @@ the originals and the held-out manipulation, 280 videos of the real FF++; all ar
 
 prints the paper's accuracy at 0.5 with the accuracy on originals and on fakes, AUC, average precision and
 equal error rate, each with a 95 % bootstrap interval, and beside them the seen manipulations one by one.
-results.json, next to the checkpoint, keeps the settings and every video's score.
+results.json, next to the checkpoint, keeps the settings and every video's score. --video scores videos of your own, --real
+and --fake those of another dataset, --table and --roc put runs side by side.
 """
 import argparse
 import json

@@ -137,7 +137,7 @@ class S3D(nn.Module):
         x = (clip - self.mean) / self.std
         if not self.training:  # channels innermost in memory: about half the time on a CPU
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        # In training the layout is that of the weights: model.to(memory_format=torch.channels_last_3d) saves a third,
+        # In training the layout is that of the weights: model.to(memory_format=torch.channels_last_3d) is faster,
         # but BatchNorm then sums in another order, and its batch statistics amplify what rounds differently.
         return self.layers(x).mean(dim=(2, 3, 4))  # (B, dim, T/8, H/32, W/32) -> (B, dim)
 

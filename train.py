@@ -61,7 +61,7 @@ SINGLE_FRAMES = {"toy": dict(frames=1, clips=8), "paper": dict(frames=1, clips=3
 # --- The diagram: networks, losses, gradients ------------------------------------------------------------------------
 
 def build_networks(args, multi_classes):
-    """Only what the flags ask for, as one ModuleDict, so that a checkpoint is its state dict."""
+    """Only what the flags ask for, as one ModuleDict: what a case does not use does not exist."""
     encoder = evaluation.build_encoder(args.mode, args.width, args.init)
     nets = nn.ModuleDict({"encoder": encoder, "bin_classifier": Classifier(encoder.dim, 2)})
     if args.mult_ce:

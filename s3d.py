@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 IMAGENET_MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                # what CoCLR was trained with
 KINETICS_MEAN_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # torchvision's video models
@@ -37,16 +38,28 @@ PYTORCH_BATCHNORM, TORCHVISION_BATCHNORM = (1e-5, 0.1), (1e-3, 0.001)           
 MIN_FRAMES, MIN_SIZE = 5, 17  # below this the poolings leave nothing to average
 
 
-def conv_bn_relu(inputs, outputs, kernel, stride=(1, 1, 1)):
-    padding = tuple(k // 2 for k in kernel)
-    return nn.Sequential(nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
+class ConvBNReLU(nn.Sequential):
+    """Convolution, BatchNorm, ReLU. At test time, where BatchNorm is a fixed scale and shift per channel, the
+    convolution carries both: the same output with one pass over memory less."""
+
+    def __init__(self, inputs, outputs, kernel, stride=(1, 1, 1)):
+        padding = tuple(k // 2 for k in kernel)
+        super().__init__(nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
                          nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        conv, batchnorm, relu = self
+        if batchnorm.training:
+            return super().forward(x)
+        scale = batchnorm.weight * torch.rsqrt(batchnorm.running_var + batchnorm.eps)  # (outputs,)
+        shift = batchnorm.bias - batchnorm.running_mean * scale
+        return relu(F.conv3d(x, conv.weight * scale.view(-1, 1, 1, 1, 1), shift, conv.stride, conv.padding))
 
 
 def separable(inputs, outputs, k, stride=1):
     """The S in S3D: a k x k x k convolution as space, then time."""
-    return nn.Sequential(conv_bn_relu(inputs, outputs, (1, k, k), (1, stride, stride)),
-                         conv_bn_relu(outputs, outputs, (k, 1, 1), (stride, 1, 1)))
+    return nn.Sequential(ConvBNReLU(inputs, outputs, (1, k, k), (1, stride, stride)),
+                         ConvBNReLU(outputs, outputs, (k, 1, 1), (stride, 1, 1)))
 
 
 class Inception(nn.Module):
@@ -55,10 +68,10 @@ class Inception(nn.Module):
     def __init__(self, inputs, b0, b1_mid, b1, b2_mid, b2, b3):
         super().__init__()
         one = (1, 1, 1)
-        self.branch0 = conv_bn_relu(inputs, b0, one)
-        self.branch1 = nn.Sequential(conv_bn_relu(inputs, b1_mid, one), separable(b1_mid, b1, 3))
-        self.branch2 = nn.Sequential(conv_bn_relu(inputs, b2_mid, one), separable(b2_mid, b2, 3))
-        self.branch3 = nn.Sequential(nn.MaxPool3d(3, stride=1, padding=1), conv_bn_relu(inputs, b3, one))
+        self.branch0 = ConvBNReLU(inputs, b0, one)
+        self.branch1 = nn.Sequential(ConvBNReLU(inputs, b1_mid, one), separable(b1_mid, b1, 3))
+        self.branch2 = nn.Sequential(ConvBNReLU(inputs, b2_mid, one), separable(b2_mid, b2, 3))
+        self.branch3 = nn.Sequential(nn.MaxPool3d(3, stride=1, padding=1), ConvBNReLU(inputs, b3, one))
 
     def forward(self, x):
         return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], dim=1)
@@ -92,7 +105,7 @@ class S3D(nn.Module):
         layers = OrderedDict(                                                # the names are the S3D paper's
             conv_1a=separable(3, c64, 7, stride=2),                          # 64 x 16 x 64 x 64
             pool_2a=nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),           # 64 x 16 x 32 x 32
-            conv_2b=conv_bn_relu(c64, c64, (1, 1, 1)),
+            conv_2b=ConvBNReLU(c64, c64, (1, 1, 1)),
             conv_2c=separable(c64, c192, 3),                                 # 192 x 16 x 32 x 32
         )
         channels = c192
@@ -130,15 +143,15 @@ class S3D(nn.Module):
         if clip.shape[2] < MIN_FRAMES or min(clip.shape[3:]) < MIN_SIZE:
             raise ValueError(f"S3D needs at least {MIN_FRAMES} frames of {MIN_SIZE} x {MIN_SIZE} pixels, "
                              f"got {clip.shape[2]} of {clip.shape[3]} x {clip.shape[4]}")
-        if clip.dtype == torch.uint8:
-            clip = clip.to(self.mean.dtype) / 255
-        elif not clip.is_floating_point():
+        if clip.dtype != torch.uint8 and not clip.is_floating_point():
             raise ValueError(f"S3D takes uint8 clips in 0..255 or float clips in 0..1, got {clip.dtype}")
-        x = (clip - self.mean) / self.std
         if not self.training:  # channels innermost in memory: about half the time on a CPU
-            x = x.contiguous(memory_format=torch.channels_last_3d)
+            clip = clip.contiguous(memory_format=torch.channels_last_3d)
         # In training the layout is that of the weights: model.to(memory_format=torch.channels_last_3d) is faster,
         # but BatchNorm then sums in another order, and its batch statistics amplify what rounds differently.
+        if clip.dtype == torch.uint8:
+            clip = clip.to(self.mean.dtype).div_(255)
+        x = (clip - self.mean).div_(self.std)
         return self.layers(x).mean(dim=(2, 3, 4))  # (B, dim, T/8, H/32, W/32) -> (B, dim)
 
 
@@ -237,7 +250,7 @@ def main():
     rows, operations = [], {}
 
     def count(module, inputs, output):  # a multiplication and an addition are two operations
-        operations[module] = 2 * module.weight[0].numel() * output.numel()
+        operations[module] = 2 * module[0].weight[0].numel() * output.numel()
 
     def row(name):
         def hook(module, inputs, output):
@@ -246,7 +259,7 @@ def main():
         return hook
 
     for module in model.modules():
-        if isinstance(module, nn.Conv3d):
+        if isinstance(module, ConvBNReLU):
             module.register_forward_hook(count)
     for name, layer in model.layers.named_children():
         layer.register_forward_hook(row(name))

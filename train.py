@@ -10,6 +10,7 @@ the four flags of the case (and the starting weights); each can be overridden, s
 never tried is one command: --mode bin_contrastive --mult-ce.
 """
 import argparse
+import contextlib
 import copy
 import csv
 import json
@@ -20,14 +21,17 @@ import shutil
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import eval as evaluation
@@ -72,6 +76,7 @@ def build_networks(args, multi_classes):
         nets[f"{stream}_queue"] = LabelQueue(args.queue_size, 128)
     if contrastive_streams(args):
         nets["ema_encoder"] = copy.deepcopy(encoder).requires_grad_(False)
+    encoder.requires_grad_(encoder_learns(args))  # where no loss reaches it, not even a graph is built
     return nets
 
 
@@ -87,8 +92,7 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
     """All losses of the case for one batch, by name, and the projections z. One forward of the encoder serves both
     streams. Fig. 2 is this function: what is computed from `embedding` sends its gradient into the encoder,
     what is computed from `embedding.detach()` does not."""
-    with torch.set_grad_enabled(encoder_learns(args)):
-        embedding = nets["encoder"](clip)                                            # (B, dim)
+    embedding = nets["encoder"](clip)                                                # (B, dim)
     losses, z = {}, {}
     # Binary stream, cross-entropy. "cut" (Binary Contrastive, Binary Contrastive + Multi Contrastive): "These
     # gradients are cut off at the classifier". "grad" (all other cases): they go on into the encoder.
@@ -107,18 +111,22 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
     return losses, z
 
 
+def move_ema(nets, args):
+    """After the optimiser's step: the EMA networks follow the trained ones."""
+    for name in ("encoder", *(f"{stream}_projection" for stream in contrastive_streams(args))):
+        if f"ema_{name}" in nets:
+            ema_update(nets[name], nets[f"ema_{name}"], args.momentum)
+
+
 @torch.no_grad()
-def update_keys(nets, args, clip, y_bin, y_mult):
-    """After the optimiser's step: the EMA networks move, then make the keys that later iterations will see. As in MoCo
-    they stay in train mode: BatchNorm normalises the keys by their own batch, as it does the anchors."""
-    if not contrastive_streams(args):
-        return
-    ema_update(nets["encoder"], nets["ema_encoder"], args.momentum)
-    embedding = nets["ema_encoder"](clip)                                            # (B, dim)
-    for stream, labels in (("bin", y_bin), ("mult", y_mult)):
-        if stream in contrastive_streams(args):
-            ema_update(nets[f"{stream}_projection"], nets[f"ema_{stream}_projection"], args.momentum)
-            nets[f"{stream}_queue"].enqueue(nets[f"ema_{stream}_projection"](embedding), labels)
+def enqueue_keys(nets, args, clip, y_bin, y_mult):
+    """Then they make the keys that later iterations will see. As in MoCo they stay in train mode: BatchNorm normalises
+    the keys by their own batch, as it does the anchors. (MoCo also shuffles the clips between GPUs for this, lest a query
+    know its key by the statistics they share. Here no clip's own key is among the keys it is compared with.)"""
+    if contrastive_streams(args):
+        embedding = nets["ema_encoder"](clip)                                        # (B, dim)
+    for stream in contrastive_streams(args):
+        nets[f"{stream}_queue"].enqueue(nets[f"ema_{stream}_projection"](embedding), y_bin if stream == "bin" else y_mult)
 
 
 # --- --explain: the diagram as text, and measured ---------------------------------------------------------------------
@@ -127,7 +135,7 @@ def explain(nets, args, batch):
     """Print the case's diagram and the gradient norm that each loss, alone, sends into each network."""
     clip, y_bin, y_mult, _ = batch
     nets.train()
-    update_keys(nets, args, clip, y_bin, y_mult)  # the batch's own keys stand for those of earlier iterations
+    enqueue_keys(nets, args, clip, y_bin, y_mult)  # the batch's own keys stand for those of earlier iterations
     losses, _ = compute_losses(nets, args, clip, y_bin, y_mult)
     modules = [name for name in nets if not name.endswith("queue")]
     print(f"\n{args.mode} (Table 2, Fig. 2)        --> forward    <== gradient    X cut by .detach()\n\n  clip --> encoder --> embedding")
@@ -156,33 +164,189 @@ def explain(nets, args, batch):
 
 # --- The run --------------------------------------------------------------------------------------------------------
 
+class DealtBatches:
+    """The batches of one process. The epoch's order is cut into runs of batch_size / accumulate clips, and each run is
+    dealt out in rank order: no clip twice, and joined again the very batches of one process alone. The incomplete
+    batch at the end of an epoch is left out."""
+
+    def __init__(self, sampler, args, rank, ranks):
+        self.sampler, self.whole, self.joined = sampler, args.batch_size, args.batch_size // args.accumulate
+        self.rank, self.share = rank, self.joined // ranks
+
+    def __len__(self):
+        return len(self.sampler) // self.whole * (self.whole // self.joined)
+
+    def __iter__(self):
+        order = list(self.sampler)
+        for start in range(self.rank * self.share, len(self) * self.joined, self.joined):
+            yield order[start:start + self.share]
+
+
 def train(args):
+    rank, ranks = evaluation.world()
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # all clips have one size: let cuDNN find its fastest convolutions
     torch.manual_seed(args.seed)
-    device = torch.device(args.device)
+    device, out = torch.device(args.device), Path(args.out)
+    resuming = args.resume and (out / "last.pt").is_file() and not args.explain
+    if rank:
+        dist.barrier()  # the first process goes ahead: it finds the faces and downloads the weights
     read = lambda split: FFPP(args.data_root, split, args.holdout, args.compression, args.frames, args.size,
                               args.clips, args.crop, augment=args.augment, cache=args.cache)
     train_set, val_set, test_set = read("train"), read("val"), evaluation.test_set(vars(args), args.clips)
+    multi_classes = max(train_set.multi) + 1
+    nets = build_networks(argparse.Namespace(**{**vars(args), "init": "random"}) if resuming else args, multi_classes).to(device)
+    if ranks > 1 and not rank:
+        dist.barrier()
+
     sampler = EpochSampler(train_set, args.balance, args.seed)
     if len(sampler) < args.batch_size:
         raise ValueError(f"--batch-size {args.batch_size}: an epoch has only {len(sampler)} clips")
-    loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True, num_workers=args.workers,
-                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0, worker_init_fn=evaluation.quiet_worker)
-    multi_classes = max(train_set.multi) + 1
-    out = Path(args.out)
-    resuming = args.resume and (out / "last.pt").is_file() and not args.explain
-    nets = build_networks(argparse.Namespace(**{**vars(args), "init": "random"}) if resuming else args, multi_classes).to(device)
+    if ranks > min(len(videos.videos) for videos in (train_set, val_set, test_set)):
+        raise ValueError(f"{ranks} processes: more than there are videos in one of the splits")
+    batches = DealtBatches(sampler, args, rank, ranks)
+    loader = DataLoader(train_set, batch_sampler=batches, num_workers=args.workers, pin_memory=device.type == "cuda",
+                        persistent_workers=args.workers > 0, worker_init_fn=evaluation.quiet_worker)
     if args.compile:
         nets["encoder"].compile()
-    optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr, weight_decay=args.weight_decay)
+    # Under torchrun the trained networks average their gradients over all processes in backward(); compute_losses does
+    # not notice. BatchNorm normalises by the process's own clips (as in MoCo).
+    trained = {name: net for name, net in nets.items() if any(p.requires_grad for p in net.parameters())}
+    parallel = {name: DistributedDataParallel(net, broadcast_buffers=False) for name, net in trained.items()} if ranks > 1 else {}
+    optimizer = torch.optim.AdamW([p for net in trained.values() for p in net.parameters()], lr=args.lr, weight_decay=args.weight_decay)
+    describe(args, nets, train_set, val_set, test_set, ranks)
+    if args.explain:
+        return explain(nets, args, [part.to(device) for part in next(iter(loader))])
+    print_chance(args, train_set, sampler)
+
+    config = settings(args, ranks)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+    rows, best, first_epoch = [], None, 0
+    if resuming:
+        checkpoint = load_last(out / "last.pt", device)
+        for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
+            nets[name].load_state_dict(state)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["scaler"]:  # empty but for fp16
+            scaler.load_state_dict(checkpoint["scaler"])
+        rows, best, first_epoch = checkpoint["log"], checkpoint["best"], checkpoint["epoch"]
+        print(f"resumed after epoch {first_epoch} of {args.epochs}")
+    writer = None
+    if not rank:
+        out.mkdir(parents=True, exist_ok=True)
+        if args.overwrite:
+            for name in ("last.pt", "best.pt", "results.json", "log.csv", "config.json"):
+                (out / name).unlink(missing_ok=True)
+        evaluation.save_json(config, out / "config.json")
+        writer = tensorboard(out)
+    amp = dict(device_type=device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision), enabled=args.precision != "fp32")
+    steps, started = len(batches) // args.accumulate, time.time()
+    total, done_before = steps * args.epochs, steps * first_epoch
+
+    for epoch in range(first_epoch, args.epochs):
+        sampler.epoch = epoch
+        nets.train()
+        nets["encoder"].train(encoder_learns(args))
+        sums, broken, epoch_started, stream = {}, set(), time.time(), iter(loader)
+        for step in range(1, steps + 1):
+            at = epoch * steps + step
+            for group in optimizer.param_groups:
+                group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))
+            # EfficientNet drops layers at random: a resumed run must drop the same, two processes different ones.
+            torch.manual_seed((args.seed * 1_000_003 + at) * ranks + rank)
+
+            parts = []  # one batch, unless --accumulate cuts it into several
+            optimizer.zero_grad(set_to_none=True)
+            while len(parts) < args.accumulate:
+                clip, y_bin, y_mult, video = next(stream)                  # clip (B, 3, T, H, W) uint8
+                name_broken({-1 - v for v in video.tolist() if v < 0}, train_set, broken)  # FFPP's sign for a video that cannot be read
+                clip, y_bin, y_mult = (tensor.to(device, non_blocking=True) for tensor in (clip, y_bin, y_mult))
+                parts.append((clip, y_bin, y_mult))
+                with torch.autocast(**amp):
+                    losses, z = compute_losses({**nets, **parallel}, args, clip, y_bin, y_mult)
+                values = dict(zip(losses, torch.stack([*losses.values()]).tolist()))
+                for name, value in values.items():
+                    if not math.isfinite(value):
+                        raise FloatingPointError(f"L_{name} is {value} at epoch {epoch + 1}, step {step}: stopped before it reached the "
+                                                 f"weights; " + (f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished") + " (a smaller --lr may help)")
+                for name, value in {**{f"loss_{name}": value for name, value in values.items()}, **similarities(nets, z, y_bin, y_mult)}.items():
+                    sums.setdefault(name, []).append(value)
+                with contextlib.ExitStack() as not_yet:                    # processes exchange gradients once, with the last part
+                    for net in parallel.values() if len(parts) < args.accumulate else ():
+                        not_yet.enter_context(net.no_sync())
+                    scaler.scale(sum(losses.values()) / args.accumulate).backward()  # all loss weights are 1
+            scaler.step(optimizer)
+            scaler.update()
+            move_ema(nets, args)
+            for part in parts:
+                with torch.autocast(**amp):
+                    enqueue_keys(nets, args, *part)
+
+            speed = (at - done_before) * args.batch_size / (time.time() - started)
+            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{name} {value:.3f}" for name, value in values.items())
+                     + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
+
+        for buffer in nets["encoder"].buffers() if ranks > 1 else ():
+            dist.broadcast(buffer, 0)  # BatchNorm's running statistics: those of the first process for all
+        videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
+        val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
+        everyones = evaluation.from_all_ranks((sums, broken))
+        for _, theirs in everyones:
+            name_broken(theirs, train_set, broken)
+        means = {}
+        for name in sums:
+            everything = [value for theirs, _ in everyones for value in theirs[name]]
+            means[name] = float(np.nanmean(everything)) if np.isfinite(everything).any() else math.nan
+        row = {"epoch": epoch + 1, "step": at, "lr": lr, **means,
+               "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
+               "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
+        rows.append(row)
+        print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
+              + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in z))
+        if unreadable:
+            print(f"  left out of validation, cannot be read: {', '.join(unreadable)}")
+        better = best is None or (val["auc"], val["accuracy"]) >= (best["auc"], best["accuracy"])  # later wins a tie
+        best = {"epoch": epoch + 1, "auc": val["auc"], "accuracy": val["accuracy"]} if better else best
+        if not rank:
+            state = {"config": config, "epoch": epoch + 1, "val": val,
+                     "encoder": nets["encoder"].state_dict(), "bin_classifier": nets["bin_classifier"].state_dict()}
+            if better:
+                save(state, out / "best.pt")
+            others = {name: net.state_dict() for name, net in nets.items() if name not in ("encoder", "bin_classifier")}
+            save({**state, "others": others, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "log": rows, "best": best}, out / "last.pt")
+            write_log(rows, out / "log.csv")
+            for name, value in row.items() if writer else ():
+                writer.add_scalar(name, value, at)
+
+    if ranks > 1:
+        dist.barrier()  # best.pt and last.pt are there
+    results = {}
+    for name in ("best", "last"):
+        if name == "last" and best["epoch"] == args.epochs:  # the same weights
+            results["last"] = results["best"]
+            continue
+        encoder, classifier, saved = evaluation.load_checkpoint(out / f"{name}.pt", device)
+        results[name], _ = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
+    final = {"checkpoint": str(out / "best.pt"), "epoch": best["epoch"], **results["best"], "last": results["last"]["metrics"]}
+    if not rank:
+        evaluation.save_json(final, out / "results.json")
+    print(finished(final, out))
+
+
+def settings(args, ranks):
+    """What config.json and the checkpoints say about how they came to be."""
     config = {name: value for name, value in vars(args).items() if name not in ("explain", "resume", "overwrite")}
     case = {**MODES[args.mode], **{name: value for name, value in PRESETS[args.preset].items() if name == "init"}}
     config["overrides"] = ", ".join(f"{name} {config[name]}" for name, value in case.items() if config[name] != value)
+    config["processes"] = ranks
     config["versions"] = dict(python=platform.python_version(), torch=str(torch.__version__), torchvision=torchvision.__version__,
                               numpy=np.__version__, opencv=cv2.__version__)
+    return config
 
-    print(f"{args.mode}, held out: {args.holdout}; seed {args.seed}; device {device}; preset {args.preset}"
+
+def describe(args, nets, train_set, val_set, test_set, ranks):
+    print(f"{args.mode}, held out: {args.holdout}; seed {args.seed}; {f'{ranks} processes; ' if ranks > 1 else ''}device {args.device}; preset {args.preset}"
           + (" (the TOY FF++: its numbers say nothing about real deepfakes)" if args.data == "toy" else ""))
     print(f"L_bin_ce {args.bin_ce}" + "".join(f", L_{name}" for name in ("bin_contrast", "mult_ce", "mult_contrast") if getattr(args, name))
           + f"; encoder from {args.init}, {sum(p.numel() for p in nets['encoder'].parameters()):,} parameters")
@@ -192,12 +356,11 @@ def train(args):
         lost = {target for _, _, target in videos.videos if not videos.faces.get(target)} if args.crop != "frame" else ()
         if lost:
             print(f"      no face found in {len(lost)} of {len({v[2] for v in videos.videos})} originals: the centred square is taken there")
-    if args.explain:
-        batch = [part.to(device) for part in next(iter(loader))]
-        return explain(nets, args, batch)
 
-    # What guessing costs: the entropy of the labels as they are drawn, for cross-entropy and for Eq. 1 alike (there,
-    # all similarities equal, a positive has the share of its label in the queue).
+
+def print_chance(args, train_set, sampler):
+    """What guessing costs: the entropy of the labels as they are drawn, for cross-entropy and for Eq. 1 alike (there,
+    all similarities equal, a positive has the share of its label in the queue)."""
     chance = {}
     for stream, labels in (("bin", train_set.binary), ("mult", train_set.multi)):
         share = torch.tensor([labels[i] for i, _ in sampler]).bincount().double() / len(sampler)
@@ -205,103 +368,23 @@ def train(args):
     print(f"chance: binary losses {chance['bin']:.3f}" + (f", multi-class losses {chance['mult']:.3f}" if args.mult_ce or args.mult_contrast else "")
           + "; a loss that stays there has learned nothing")
 
-    out.mkdir(parents=True, exist_ok=True)
-    if args.overwrite:
-        for name in ("last.pt", "best.pt", "results.json", "log.csv", "config.json"):
-            (out / name).unlink(missing_ok=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
-    rows, best, first_epoch = [], None, 0
-    if resuming:
-        try:
-            checkpoint = torch.load(out / "last.pt", map_location=device, weights_only=True)
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"{out / 'last.pt'} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
-                             "train anew with --overwrite") from None
-        for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
-            nets[name].load_state_dict(state)
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty but for fp16
-            scaler.load_state_dict(checkpoint["scaler"])
-        rows, best, first_epoch = checkpoint["log"], checkpoint["best"], checkpoint["epoch"]
-        print(f"resumed after epoch {first_epoch} of {args.epochs}")
-    evaluation.save_json(config, out / "config.json")
-    writer = tensorboard(out)
-    amp = dict(device_type=device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision), enabled=args.precision != "fp32")
-    steps, started = len(loader), time.time()
-    total, done_before = steps * args.epochs, steps * first_epoch
 
-    for epoch in range(first_epoch, args.epochs):
-        sampler.epoch = epoch
-        nets.train()
-        nets["encoder"].train(encoder_learns(args))
-        sums, broken, epoch_started = {}, set(), time.time()
-        for step, batch in enumerate(loader, 1):
-            clip, y_bin, y_mult = (part.to(device, non_blocking=True) for part in batch[:3])  # clip (B, 3, T, H, W) uint8
-            video = batch[3]                                                                  # (B,), < 0: cannot be read
-            for bad in {-1 - v for v in video.tolist() if v < 0} - broken:
-                broken.add(bad)
-                print(f"\ncannot be read, another clip of its class stands in: {train_set.videos[bad][0]}")
-                if len(broken) > max(1, 0.01 * len(train_set.videos)):
-                    raise ValueError(f"{len(broken)} of {len(train_set.videos)} training videos cannot be read, more than 1 %: "
-                                     f"check the download ({', '.join(str(train_set.videos[b][0]) for b in sorted(broken)[:5])}, ...)")
-            at = epoch * steps + step
-            for group in optimizer.param_groups:
-                group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))
+def name_broken(found, train_set, broken):
+    """Tell each unreadable video once, and stop where they are too many."""
+    for video in found - broken:
+        broken.add(video)
+        print(f"\ncannot be read, another clip of its class stands in: {train_set.videos[video][0]}")
+    if len(broken) > max(1, 0.01 * len(train_set.videos)):
+        raise ValueError(f"{len(broken)} of {len(train_set.videos)} training videos cannot be read, more than 1 %: "
+                         f"check the download ({', '.join(str(train_set.videos[video][0]) for video in sorted(broken)[:5])}, ...)")
 
-            torch.manual_seed(args.seed * 1_000_003 + at)  # EfficientNet drops layers at random; resumed runs must drop the same
-            with torch.autocast(**amp):
-                losses, z = compute_losses(nets, args, clip, y_bin, y_mult)
-            for name, loss in losses.items():
-                if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"L_{name} is {loss.item()} at epoch {epoch + 1}, step {step}: stopped before it reached the "
-                                             f"weights; " + (f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished") + " (a smaller --lr may help)")
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(sum(losses.values())).backward()                  # all loss weights are 1
-            scaler.step(optimizer)
-            scaler.update()
-            monitors = similarities(nets, z, y_bin, y_mult)
-            with torch.autocast(**amp):
-                update_keys(nets, args, clip, y_bin, y_mult)
 
-            for name, value in {**{f"loss_{n}": loss.item() for n, loss in losses.items()}, **monitors}.items():
-                sums.setdefault(name, []).append(value)
-            speed = (at - done_before) * args.batch_size / (time.time() - started)
-            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{n} {loss.item():.3f}" for n, loss in losses.items())
-                     + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
-
-        videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
-        val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
-        means = {name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for name, values in sums.items()}
-        row = {"epoch": epoch + 1, "step": at, "lr": lr, **means,
-               "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
-               "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
-        rows.append(row)
-        print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
-              + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in z))
-        if unreadable:
-            print(f"  left out of validation, cannot be read: {', '.join(unreadable)}")
-        if writer:
-            for name, value in row.items():
-                writer.add_scalar(name, value, at)
-        state = {"config": config, "epoch": epoch + 1, "val": val,
-                 "encoder": nets["encoder"].state_dict(), "bin_classifier": nets["bin_classifier"].state_dict()}
-        if best is None or (val["auc"], val["accuracy"]) >= (best["auc"], best["accuracy"]):  # later wins a tie
-            best = {"epoch": epoch + 1, "auc": val["auc"], "accuracy": val["accuracy"]}
-            save(state, out / "best.pt")
-        others = {name: net.state_dict() for name, net in nets.items() if name not in ("encoder", "bin_classifier")}
-        save({**state, "others": others, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "log": rows, "best": best}, out / "last.pt")
-        write_log(rows, out / "log.csv")
-
-    results = {}
-    for name in ("best", "last"):
-        if name == "last" and best["epoch"] == args.epochs:  # the same weights
-            results["last"] = results["best"]
-            continue
-        encoder, classifier, saved = evaluation.load_checkpoint(out / f"{name}.pt", device)
-        results[name], _ = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
-    final = {"checkpoint": str(out / "best.pt"), "epoch": best["epoch"], **results["best"], "last": results["last"]["metrics"]}
-    evaluation.save_json(final, out / "results.json")
-    print(finished(final, out))
+def load_last(path, device):
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
+                         "train anew with --overwrite") from None
 
 
 def finished(results, out):
@@ -402,7 +485,9 @@ def parse(argv=None):
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, help=both("epochs"))
-    training.add_argument("--batch-size", type=int, help=f"clips per step {both('batch_size')}")
+    training.add_argument("--batch-size", type=int, help=f"clips per optimiser step, of all processes together {both('batch_size')}")
+    training.add_argument("--accumulate", type=int, default=1, help="cut the batch into this many parts, one after the other, where it does not fit into "
+                                                                    "memory; the queue and the EMA still move once per step, BatchNorm sees a part (1)")
     training.add_argument("--lr", type=float, help=f"AdamW's peak learning rate; 50 steps of warm-up, then a cosine to 0 {both('lr')}")
     training.add_argument("--weight-decay", type=float, default=1e-5, help="(1e-5, that of CoCLR's pre-training)")
     training.add_argument("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
@@ -428,17 +513,22 @@ def parse(argv=None):
     args.preset, args.data_root = preset, "toy_ffpp" if args.data == "toy" else args.data
     args.data = "toy" if preset == "toy" else args.data
     args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not args.device:
+        args.device = "cpu" if not torch.cuda.is_available() else f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     if args.precision is None:
         cuda = args.device.startswith("cuda")
         args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
+    ranks = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
     for wrong, message in (
         (args.resume and args.overwrite, "--resume and --overwrite exclude each other"),
         (args.frames < 1, f"--frames {args.frames}: at least 1"),
         (args.mode != "dfdc_winner" and args.frames < MIN_FRAMES, f"--frames {args.frames}: S3D pools away fewer than {MIN_FRAMES}"),
         (args.size < MIN_SIZE, f"--size {args.size}: S3D pools away fewer than {MIN_SIZE} pixels"),
         (args.batch_size < 2, f"--batch-size {args.batch_size}: BatchNorm needs at least 2 clips"),
+        (args.accumulate < 1, f"--accumulate {args.accumulate}: at least 1"),
+        (args.batch_size % (args.accumulate * ranks) or args.batch_size // (args.accumulate * ranks) < 2,
+         f"--batch-size {args.batch_size}: {ranks} processes with --accumulate {args.accumulate} must each get the same number of clips, at least 2"),
         (args.queue_size < 1, f"--queue-size {args.queue_size}: at least one key"),
         (args.epochs < 1, f"--epochs {args.epochs}: at least one"),
         (args.clips < 1, f"--clips {args.clips}: at least one"),
@@ -483,27 +573,43 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         evaluation.check_device(args.device)
-        if args.data == "toy" and not Path(args.data_root).is_dir():
+        join_processes(args.device)
+        rank, ranks = evaluation.world()
+        if not rank and args.data == "toy" and not Path(args.data_root).is_dir():
             make_toy(args.data_root)
         if not args.explain:
-            state, found = existing_run(args)
+            state, found = evaluation.from_all_ranks(None if rank else existing_run(args))[0]
             if state == "finished":
                 print(f"{finished(found, out)}\nthis run was finished before; --overwrite trains it anew")
                 return
             if state == "refused":
-                sys.exit(f"train.py: {found}")
+                sys.exit(1 if rank else f"train.py: {found}")
         train(args)
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     except RuntimeError as error:
         if "out of memory" in str(error):
-            sys.exit("train.py: out of memory: a smaller --batch-size, --frames or --size helps")
+            sys.exit("train.py: out of memory: a larger --accumulate, or a smaller --batch-size, --frames or --size helps")
         if "DataLoader worker" in str(error):
             sys.exit("train.py: a process that reads videos was killed: too little (shared) memory for --workers, a smaller number helps")
         raise
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; " + ("every whole epoch is saved: the same command with --resume (and without --overwrite) goes on from there"
                                      if (out / "last.pt").is_file() and not args.explain else "no epoch was finished"))
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_processes(device):
+    """Under torchrun: meet the other processes. Only the first prints to stdout, and only it writes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=2))  # the first may download or render
+    if dist.get_rank():
+        sys.stdout = open(os.devnull, "w")
 
 
 if __name__ == "__main__":

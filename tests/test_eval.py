@@ -68,7 +68,7 @@ def test_every_video_is_scored_once_from_all_its_clips(toy, monkeypatch):
     encoder, videos = S3D(0.1), FFPP("toy_ffpp", "test", "DF", frames=8, size=32, clips=3, crop="frame")
     classifier = Classifier(encoder.dim, 2)
     encoder.train()
-    rows, unreadable, embeddings = evaluation.evaluate(encoder, classifier, videos, batch_size=5, workers=1)  # 24 clips: the last batch is not full
+    rows, unreadable, embeddings = evaluation.evaluate(encoder, classifier, videos, batch_size=5, workers=1, keep_embeddings=True)  # 24 clips: the last batch is not full
     assert encoder.training and classifier.training
     assert [row["path"] for row in rows] == [str(path) for path, _, _ in videos.videos] and len(rows) == 8
     assert not unreadable and embeddings.shape == (8, encoder.dim)

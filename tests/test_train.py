@@ -30,7 +30,7 @@ def case(*flags):
     torch.manual_seed(0)
     nets = train.build_networks(args, multi_classes=4).train()
     batch = torch.randint(0, 256, (8, 3, 8, 32, 32), dtype=torch.uint8), torch.tensor([0, 1] * 4), torch.tensor([0, 1, 0, 2, 0, 3, 0, 1])
-    train.update_keys(nets, args, *batch)  # a first iteration, so that there are positives
+    train.enqueue_keys(nets, args, *batch)  # a first iteration, so that there are positives
     return args, nets, batch
 
 
@@ -72,7 +72,7 @@ def test_an_optimiser_step_moves_the_trained_networks_and_the_ema_rule_alone_the
     torch.optim.AdamW(trained, lr=1e-2).step()
     for name, p in nets.named_parameters():
         assert torch.equal(p, old[name]) == name.startswith("ema"), name
-    train.update_keys(nets, args, *batch)
+    train.move_ema(nets, args)
     for name, p in nets.named_parameters():
         if name.startswith("ema"):
             torch.testing.assert_close(p, 0.9 * old[name] + 0.1 * nets.get_parameter(name.removeprefix("ema_")))
@@ -83,7 +83,7 @@ def test_positives_come_from_earlier_iterations_only():
     before = nets["bin_queue"].keys
     train.compute_losses(nets, args, *batch)
     assert torch.equal(nets["bin_queue"].keys, before)
-    train.update_keys(nets, args, *batch)
+    train.enqueue_keys(nets, args, *batch)
     assert torch.equal(nets["bin_queue"].keys[:8], before) and len(nets["bin_queue"].keys) == 16
 
 

@@ -12,6 +12,7 @@ results.json, next to the checkpoint, keeps the settings and every video's score
 and --fake those of another dataset, --table and --roc put runs side by side.
 """
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -274,11 +275,24 @@ def report(results, title):
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """A path beside `path` to write to, renamed to it at the end: a kill, a full disk, a reader at any moment meet the
+    old file or the new one, never half of one."""
+    temporary = Path(path).with_name(f"{Path(path).name}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); what was there before is untouched") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def save_json(content, path):
-    """Written beside and renamed: a reader never meets half a file."""
-    temporary = Path(path).with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 # --- Videos from elsewhere ------------------------------------------------------------------------------------------

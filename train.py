@@ -224,7 +224,7 @@ def train(args):
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     rows, best, first_epoch = [], None, 0
     if resuming:
-        checkpoint = load_last(out / "last.pt", device)
+        checkpoint = load_last(out / "last.pt", args)
         for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
             nets[name].load_state_dict(state)
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -379,12 +379,18 @@ def name_broken(found, train_set, broken):
                          f"check the download ({', '.join(str(train_set.videos[video][0]) for video in sorted(broken)[:5])}, ...)")
 
 
-def load_last(path, device):
+def load_last(path, args):
+    """The last.pt to go on from. Raises ValueError for one that cannot be read safely, or that other settings made."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location=args.device, weights_only=True)
+        missing = {"config", "encoder", "bin_classifier", "others", "optimizer", "scaler", "log", "best", "epoch"} - checkpoint.keys()
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
                          "train anew with --overwrite") from None
+    differences = f"lacks {', '.join(sorted(missing))}" if missing else other_settings(checkpoint["config"], args)
+    if differences:
+        raise ValueError(f"{path} is not of this run ({differences}): train anew with --overwrite")
+    return checkpoint
 
 
 def finished(results, out):
@@ -410,22 +416,15 @@ def similarities(nets, z, y_bin, y_mult):
 
 
 def save(state, path):
-    temporary = path.with_suffix(".part")
-    try:
+    with evaluation.replacing(path) as temporary:
         torch.save(state, temporary)
-        temporary.replace(path)  # a kill at any moment leaves the old file or the new one
-    except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); what was there before is untouched") from None
 
 
 def write_log(rows, path):
-    temporary = path.with_suffix(".part")
-    with open(temporary, "w", newline="") as file:
+    with evaluation.replacing(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(rows)
-    temporary.replace(path)
 
 
 def tensorboard(out):
@@ -544,6 +543,14 @@ def parse(argv=None):
     return args
 
 
+def other_settings(before, args):
+    """In words, which settings of an earlier part of the run differ from these; empty when none does."""
+    # What may differ between two halves of a run: another device or precision rounds differently, and that is all.
+    free = {"device", "precision", "compile", "cache", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
+    return "; ".join(f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
+                     for name, value in vars(args).items() if name not in free and before.get(name) != value)
+
+
 def existing_run(args):
     """What stands in --out already: ("nothing" or "continue", None) to train, ("finished", results), ("refused", why)."""
     out = Path(args.out)
@@ -554,12 +561,9 @@ def existing_run(args):
         before.keys()
     except (ValueError, AttributeError):
         return "refused", f"{out / 'config.json'} cannot be read: choose another --out, or --overwrite it"
-    # What may differ between two halves of a run. Another device or precision rounds differently, and that is all.
-    free = {"device", "precision", "compile", "cache", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
-    differences = [f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
-                   for name, value in vars(args).items() if name not in free and before.get(name) != value]
+    differences = other_settings(before, args)
     if differences:
-        return "refused", f"{out} holds a run with other settings ({'; '.join(differences)}): choose another --out, or --overwrite it"
+        return "refused", f"{out} holds a run with other settings ({differences}): choose another --out, or --overwrite it"
     if (out / "results.json").is_file():
         results = evaluation.read_results(out / "results.json")
         if "last" in results:  # written by this file at the end; eval.py alone does not finish a run

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Nothing lost, nothing let in: kills at random moments, damaged files of every kind."""
+import csv
 import json
 import os
 import random
@@ -70,6 +71,90 @@ def test_ctrl_c_and_sigterm_leave_with_the_command_to_go_on(toy, number):
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0 and "--resume" in error and "Traceback" not in error
+
+
+def test_while_a_run_goes_on_its_folder_can_be_read_and_a_video_may_disappear(toy, run, tmp_path):
+    shutil.copytree(toy / "toy_ffpp", tmp_path / "toy_ffpp")
+    out, process = tmp_path / "runs" / "busy", start(tmp_path, *FLAGS, "--epochs", "500", "--out", "runs/busy")
+    try:
+        while process.poll() is None and not (out / "log.csv").is_file():
+            time.sleep(0.05)
+        gone = min((tmp_path / "toy_ffpp" / "manipulated_sequences" / "Deepfakes" / "c23" / "videos").glob("*.mp4"))
+        gone.unlink()
+        assert run(tmp_path, "eval.py", "runs/busy/best.pt", "--device", "cpu").returncode == 0
+        for _ in range(200):  # while checkpoints and logs are renewed
+            evaluation.load_checkpoint(out / "best.pt"), evaluation.load_checkpoint(out / "last.pt")
+            json.loads((out / "config.json").read_text())
+            assert (out / "log.csv").read_text().endswith("\n")
+        assert process.poll() is None, process.stderr.read()
+    finally:
+        process.terminate()
+        printed, error = process.communicate(timeout=60)
+    assert "Traceback" not in error and gone.name in printed
+    assert [line.split(",")[-3] for line in (out / "log.csv").read_text().splitlines()][-1] == "1"  # broken_videos
+
+
+# --- Saving: what was there before survives every failure -----------------------------------------------------------------
+
+WRITERS = {"last.pt": lambda path, n: train.save({"n": n}, path), "results.json": lambda path, n: evaluation.save_json({"n": n}, path),
+           "log.csv": lambda path, n: train.write_log([{"n": n}], path)}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("fault", ["disk full", "permission denied at the rename", "Ctrl-C"])
+def test_a_file_that_cannot_be_written_leaves_the_one_before_and_no_other(tmp_path, monkeypatch, name, fault):
+    WRITERS[name](tmp_path / name, 1)
+    before = (tmp_path / name).read_bytes()
+
+    def fail(self, *_, **__):
+        if fault == "permission denied at the rename":
+            raise PermissionError(13, "Permission denied")
+        (tmp_path / f"{name}.part").write_bytes(b"half")
+        raise {"disk full": OSError(28, "No space left on device"), "Ctrl-C": KeyboardInterrupt()}[fault]
+    if fault.startswith("permission"):
+        monkeypatch.setattr(Path, "replace", fail)
+    else:
+        monkeypatch.setattr({"last.pt": torch, "results.json": json, "log.csv": csv.DictWriter}[name], {"last.pt": "save", "results.json": "dumps", "log.csv": "writerows"}[name], fail)
+    with pytest.raises(KeyboardInterrupt if fault == "Ctrl-C" else OSError, match=None if fault == "Ctrl-C" else f"{name} could not be written"):
+        WRITERS[name](tmp_path / name, 2)
+    assert (tmp_path / name).read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_kill_between_writing_and_renaming_leaves_the_old_file_and_the_next_save_works(tmp_path, name):
+    WRITERS[name](tmp_path / name, 1)
+    before = (tmp_path / name).read_bytes()
+    script = ("import os, sys; sys.path[:0] = sys.argv[1:3]\nfrom pathlib import Path\nfrom test_faults import WRITERS\n"
+              "Path.replace = lambda *_: os._exit(9)\nWRITERS[sys.argv[4]](Path(sys.argv[3]) / sys.argv[4], 2)\n")
+    result = subprocess.run([sys.executable, "-c", script, str(ROOT), str(ROOT / "tests"), str(tmp_path), name], timeout=120)
+    assert result.returncode == 9 and (tmp_path / name).read_bytes() == before
+    WRITERS[name](tmp_path / name, 3)
+    assert (tmp_path / name).read_bytes() != before and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on a file's size")
+def test_a_run_whose_disk_is_full_names_the_file_and_leaves_what_could_be_written(toy):
+    script = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, 2 ** 20)); sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv.pop(0))\n"
+              "runpy.run_path(sys.argv[0], run_name='__main__')")  # best.pt stays below a megabyte, last.pt does not
+    result = subprocess.run([sys.executable, "-c", script, str(ROOT), str(ROOT / "train.py"), *FLAGS, "--out", "runs/full"], cwd=toy, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and "last.pt could not be written" in result.stderr and "Traceback" not in result.stderr
+    assert sorted(p.name for p in (toy / "runs" / "full").iterdir() if not p.name.startswith("events")) == ["best.pt", "config.json"]
+    evaluation.load_checkpoint(toy / "runs" / "full" / "best.pt")
+
+
+def test_a_checkpoint_of_something_else_is_refused_with_the_difference(finished, refused, toy):
+    folder, _, flags = finished
+    other = toy / "runs" / "foreign"
+    shutil.copytree(folder, other)
+    (other / "results.json").unlink()
+    flags = [*flags[:-1], str(other), "--resume"]
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    torch.save({**checkpoint, "config": {**checkpoint["config"], "lr": 0.25}}, other / "last.pt")
+    assert "--lr 0.25 there, 0.0005 now" in refused(toy, train.main, *flags)
+    shutil.copy(folder / "best.pt", other / "last.pt")
+    assert "lacks" in refused(toy, train.main, *flags)
+    assert "this S3D needs (16," in refused(toy, train.main, "--init", folder / "best.pt", "--out", "runs/wider")
+    assert "--crop frame" in refused(toy, evaluation.main, folder / "best.pt", "--crop", "frame")
 
 
 # --- Fuzzing: fixed seeds; each input ends in success or in one of our own sentences ------------------------------------

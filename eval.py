@@ -371,7 +371,7 @@ PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
-FREE = {"mode", "holdout", "seed", "out", "init", "device", "workers", "threads", "versions", "data", "data_root", "precision", "compile", "cache", "bin_ce",
+FREE = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data", "data_root", "precision", "compile", "cache", "bin_ce",
         "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
 
 

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -98,6 +99,20 @@ def test_missing_videos_are_counted_and_an_empty_class_is_refused(tree, tmp_path
         path.unlink()
     with pytest.raises(FileNotFoundError, match="FS.*expected"):
         FFPP(root, "train", "DF", crop="frame")
+
+
+def test_a_tree_of_100_000_files_is_listed_without_opening_a_video_and_in_little_memory(tmp_path, monkeypatch):
+    for folder in ("original_sequences/youtube", *(f"manipulated_sequences/{name}" for name in MANIPULATIONS.values())):
+        videos = tmp_path / folder / "c23" / "videos"
+        videos.mkdir(parents=True)
+        for i in range(20_000):
+            (videos / (f"{i:03d}.mp4" if "youtube" in folder else f"{i:03d}_{i + 1:03d}.mp4")).touch()
+    monkeypatch.setattr(cv2, "VideoCapture", None)
+    tracemalloc.start()
+    parts = [FFPP(tmp_path, split, "DF", crop="frame") for split in SPLITS]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [len(part.videos) for part in parts] == [2880, 560, 280] and peak < 200e6
 
 
 def test_a_wrong_folder_is_answered_with_the_layout(tmp_path):
@@ -226,6 +241,17 @@ def test_pixels_from_the_cache_equal_those_from_the_video(in_toy, tmp_path):
     for frames, start in ((8, 0.4), (60, 0)):
         assert torch.equal(data.load_clip(H264, None, frames, 40, start), data.load_clip(H264, None, frames, 40, start, tmp_path / "cache"))
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".rgb"]
+
+
+def test_many_processes_may_fill_one_cache(in_toy, tmp_path):
+    videos = lambda cache: FFPP(in_toy, "val", "DF", frames=8, size=32, clips=2, cache=cache)
+    without = [clip for batch, _, _, _ in DataLoader(videos(None), 4) for clip in batch]
+    loaders = [iter(DataLoader(videos(tmp_path), 4, num_workers=2)) for _ in range(2)]  # four processes, each video twice or more
+    for batches in zip(*loaders):
+        assert torch.equal(batches[0][0], batches[1][0])
+    again = [clip for batch, _, _, _ in DataLoader(videos(tmp_path), 4) for clip in batch]
+    assert all(torch.equal(a, b) for a, b in zip(without, again, strict=True))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".rgb"}
 
 
 def test_a_broken_video_leaves_nothing_in_the_cache(tmp_path):

@@ -5,7 +5,8 @@
     root/manipulated_sequences/Deepfakes/c23/videos/953_974.mp4   953 with the face of 974  label 1
     ...  Face2Face, FaceSwap, NeuralTextures likewise; a folder of images c23/frames/953/ is a video, too
 
-A video `target_source` shows the target's footage, so its split and its place of the face are the target's.
+A video `target_source` (FF++'s words; the paper's section 3.2 has them the other way round) shows the target's
+footage, so its split and its place of the face are the target's.
 The official splits are pairs: the pair 953, 974 of the test split stands for ten videos, the originals 953 and
 974 and, for each of the four manipulations, 953_974 and 974_953. The held-out manipulation is met in the test
 split alone:
@@ -19,7 +20,7 @@ To use it elsewhere, copy this file:
     videos = FFPP("FaceForensics++", "test", holdout="DF", clips=4)
     clip, binary, multi, video = videos[0]     # clip: uint8 (3, T, H, W), RGB
 
-`python data.py` renders the toy and prints what is in each split.
+`python data.py` renders the toy, prints what is in each split, and writes a picture of the five classes.
 """
 import hashlib
 import json
@@ -175,7 +176,8 @@ def crop_frame(frame, face, size):
 def load_clip(path, face, frames, size, place, cache=None):
     """The clip (T, 3, size, size) uint8, RGB, of the frames at `place` (see read_clip) cropped to the face box (see
     crop_frame); None when the video cannot be read. With a folder `cache`, the whole video's crops are kept there as
-    raw bytes the first time, and clips are slices of them ever after: the same pixels, without decoding."""
+    raw bytes the first time, and clips are slices of them ever after: the same pixels, without decoding. (But for a video
+    whose header lies about its length: the cache knows how long it really is.)"""
     try:
         if cache:
             crops = cached_crops(path, face, size, cache)                                           # (frames, H, W, 3)
@@ -324,7 +326,7 @@ class FFPP(Dataset):
         """index: a number or, as EpochSampler gives it, (number, seed): the seed then fixes all that is random.
 
         A video that cannot be read is told by its index, which comes as -1 - index. The clip is then another one of
-        the same class (train), so that the batch stays whole, or black (val, test).
+        the same class (train), so that the batch stays whole, or black (val, test, or where no other can be read).
         """
         index, seed = index if isinstance(index, tuple) else (index, None)
         video, number = divmod(index, self.clips)

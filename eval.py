@@ -2,11 +2,11 @@
 """Test time: only the binary stream is left (section 2.1.1), and every video gets one score.
 
 A video's score is the mean fake probability over `--clips` evenly spaced clips. The test set of a hold-out is
-the originals and the held-out manipulation, 280 videos of the real FF++; all are scored, none is dropped.
+the originals and the held-out manipulation, 280 videos of the real FF++; all that can be read are scored.
 
     python eval.py runs/bin_contrastive_DF_seed0/best.pt
 
-prints the paper's accuracy at 0.5 with the accuracy on originals and on fakes, AUC, average precision and
+prints accuracy (the paper's measure; a score above 0.5 is a fake) with the accuracy on originals and on fakes, AUC, average precision and
 equal error rate, each with a 95 % bootstrap interval, and beside them the seen manipulations one by one.
 results.json, next to the checkpoint, keeps the settings and every video's score. --video scores videos of your own, --real
 and --fake those of another dataset, --table and --roc put runs side by side.
@@ -236,7 +236,7 @@ def check_device(name):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(encoder, binary classifier, config) of a checkpoint of train.py. Raises ValueError, FileNotFoundError."""
+    """(encoder, binary classifier, config) of a checkpoint of train.py, both in eval mode. Raises ValueError, FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: expected a best.pt or last.pt that train.py wrote")
     try:
@@ -249,7 +249,7 @@ def load_checkpoint(path, device="cpu"):
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} is no checkpoint of train.py that can be read safely, as tensors and plain values only: "
                          f"{type(error).__name__} {' '.join(str(error).split())[:120]}") from None
-    return encoder.to(device), classifier.to(device), config
+    return encoder.to(device).eval(), classifier.to(device).eval(), config
 
 
 def report(results, title):
@@ -268,7 +268,7 @@ def report(results, title):
         shown = (lambda x: f"{x:.3f}") if name in ("auc", "ap") else (lambda x: f"{100 * x:.1f} %")
         lines.append(f"  {label:20}{shown(found[name]):>8}   95 % interval {shown(low)} to {shown(high)}")
     if config["holdout"] != "none":
-        lines.append("  seen in training:   " + ",  ".join(
+        lines.append("  test videos of the seen manipulations:  " + ",  ".join(
             f"{name} accuracy {100 * m['accuracy']:.1f} %, AUC {m['auc']:.3f}" for name, m in results["seen"].items()))
     if results["unreadable"]:
         lines.append(f"  NOT SCORED, cannot be read: {len(results['unreadable'])}: {', '.join(results['unreadable'])}")
@@ -586,7 +586,7 @@ def main(argv=None):
     parser.add_argument("--roc", nargs="+", metavar="RUN", help="ROC curves of these runs in one picture, --out or roc.png (needs no checkpoint)")
     parser.add_argument("--pictures", action="store_true", help="also classes.png, mistakes.png and map.png, next to the checkpoint")
     parser.add_argument("--json", action="store_true", help="with --video: print JSON for machines")
-    parser.add_argument("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (as in training; with --video 16)")
+    parser.add_argument("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (train.py's --clips; with --video at least 16)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips at once (16)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")

@@ -147,8 +147,8 @@ class S3D(nn.Module):
             raise ValueError(f"S3D takes uint8 clips in 0..255 or float clips in 0..1, got {clip.dtype}")
         if not self.training:  # channels innermost in memory: about half the time on a CPU
             clip = clip.contiguous(memory_format=torch.channels_last_3d)
-        # In training the layout is that of the weights: model.to(memory_format=torch.channels_last_3d) is faster,
-        # but BatchNorm then sums in another order, and its batch statistics amplify what rounds differently.
+        # In training the layout is that of the weights. With model.to(memory_format=torch.channels_last_3d) it is faster;
+        # in the default one every operation is the very one of torchvision's S3D, to the last bit.
         if clip.dtype == torch.uint8:
             clip = clip.to(self.mean.dtype).div_(255)
         x = (clip - self.mean).div_(self.std)

@@ -5,9 +5,11 @@
     python train.py --mode bin_contrastive --holdout DF --data FaceForensics++  # the real one
     python train.py --mode bin_contrastive --explain                            # which loss reaches which module
 
-The cases differ in which losses exist and whose gradient reaches the encoder (the Baseline in its starting weights). `--mode` sets
-the four flags of the case (and the starting weights); each can be overridden, so that a combination the paper
-never tried is one command: --mode bin_contrastive --mult-ce.
+The cases differ in which losses exist and whose gradient reaches the encoder (the Baseline in its starting weights).
+`--mode` sets --bin-ce, --bin-contrast, --mult-ce, --mult-contrast and --init; each can be overridden, so that a
+combination the paper never tried is one command: --mode bin_contrastive --mult-ce --out runs/mine.
+
+Read compute_losses for the diagrams, training_step for the order of things; the rest is bookkeeping.
 """
 import argparse
 import contextlib
@@ -55,7 +57,7 @@ PRESETS = {
     # random: no published weights fit the toy's narrow encoder (so baseline and bin_ce are one and the same there)
     "toy": dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="face", width=0.25, lr=5e-4,
                 queue_size=256, momentum=0.9, workers=1, threads=1),
-    # CoCLR's settings: 32 frames of 128 px, queue 2048, momentum 0.999, fine-tuning at 1e-4. init: the mode's.
+    # the paper's 128 px and, where it is silent, CoCLR's settings; the starting weights are the mode's
     "paper": dict(epochs=30, batch_size=16, frames=32, size=128, clips=4, crop="face", width=1.0, lr=1e-4,
                   queue_size=2048, momentum=0.999, workers=min(8, os.cpu_count()), threads=0),
 }
@@ -94,8 +96,9 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
     what is computed from `embedding.detach()` does not."""
     embedding = nets["encoder"](clip)                                                # (B, dim)
     losses, z = {}, {}
-    # Binary stream, cross-entropy. "cut" (Binary Contrastive, Binary Contrastive + Multi Contrastive): "These
-    # gradients are cut off at the classifier". "grad" (all other cases): they go on into the encoder.
+    # Binary stream, cross-entropy. "cut": the classifier learns, its gradient stops here ("These gradients are cut off
+    # at the classifier"; Binary Contrastive, and "just like" it Binary Contrastive + Multi Contrastive).
+    # "grad" (all other cases): it goes on into the encoder.
     bin_input = embedding.detach() if args.bin_ce == "cut" else embedding
     losses["bin_ce"] = F.cross_entropy(nets["bin_classifier"](bin_input).float(), y_bin)
     if args.mult_ce:        # Multi-class stream, cross-entropy (Binary CE + Multi CE)
@@ -111,8 +114,40 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
     return losses, z
 
 
+def training_step(nets, parallel, args, parts, optimizer, scaler):
+    """Losses, gradients, weights; then the EMA networks; then the keys for later steps. Eq. 1 asks for the last place
+    of the keys: they come from "previous iterations".
+
+    parts: [(clip, y_bin, y_mult)], the batch, or with --accumulate the parts it is cut into. parallel: under torchrun,
+    the trained networks as DistributedDataParallel wraps them. Returns [{name: value}], a part's losses and
+    similarities each. Raises FloatingPointError, before anything has changed, for a loss that is not finite.
+    """
+    amp = dict(device_type=parts[0][0].device.type, enabled=args.precision != "fp32",
+               dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision))
+    measured = []
+    optimizer.zero_grad(set_to_none=True)
+    for clip, y_bin, y_mult in parts:
+        with contextlib.ExitStack() as local:  # processes average their gradients once, with the last part
+            for net in parallel.values() if len(measured) + 1 < len(parts) else ():
+                local.enter_context(net.no_sync())
+            with torch.autocast(**amp):
+                losses, z = compute_losses({**nets, **parallel}, args, clip, y_bin, y_mult)
+            values = dict(zip(losses, torch.stack([*losses.values()]).tolist()))
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"L_{name} is {value}")
+            scaler.scale(sum(losses.values()) / len(parts)).backward()  # all loss weights are 1
+        measured.append({**{f"loss_{name}": value for name, value in values.items()}, **similarities(nets, z, y_bin, y_mult)})
+    scaler.step(optimizer)
+    scaler.update()
+    move_ema(nets, args)
+    with torch.autocast(**amp):
+        for part in parts:
+            enqueue_keys(nets, args, *part)
+    return measured
+
+
 def move_ema(nets, args):
-    """After the optimiser's step: the EMA networks follow the trained ones."""
     for name in ("encoder", *(f"{stream}_projection" for stream in contrastive_streams(args))):
         if f"ema_{name}" in nets:
             ema_update(nets[name], nets[f"ema_{name}"], args.momentum)
@@ -120,25 +155,27 @@ def move_ema(nets, args):
 
 @torch.no_grad()
 def enqueue_keys(nets, args, clip, y_bin, y_mult):
-    """Then they make the keys that later iterations will see. As in MoCo they stay in train mode: BatchNorm normalises
-    the keys by their own batch, as it does the anchors. (MoCo also shuffles the clips between GPUs for this, lest a query
-    know its key by the statistics they share. Here no clip's own key is among the keys it is compared with.)"""
+    """The EMA networks turn the batch into keys for later steps. As in MoCo they stay in train mode: BatchNorm normalises
+    keys by their own batch, as it does the anchors. (MoCo also shuffles the clips between GPUs, lest a query know its
+    own key by the statistics they share. Here a clip's own key is not among the keys it is compared with.)"""
     if contrastive_streams(args):
         embedding = nets["ema_encoder"](clip)                                        # (B, dim)
     for stream in contrastive_streams(args):
-        nets[f"{stream}_queue"].enqueue(nets[f"ema_{stream}_projection"](embedding), y_bin if stream == "bin" else y_mult)
+        labels = {"bin": y_bin, "mult": y_mult}[stream]
+        nets[f"{stream}_queue"].enqueue(nets[f"ema_{stream}_projection"](embedding), labels)
 
 
 # --- --explain: the diagram as text, and measured ---------------------------------------------------------------------
 
 def explain(nets, args, batch):
-    """Print the case's diagram and the gradient norm that each loss, alone, sends into each network."""
+    """Print the case's diagram and the gradient norm that each loss, alone, sends into each network. Which are zero is
+    the point: in training the keys are older than the anchors, and the contrastive norms others."""
     clip, y_bin, y_mult, _ = batch
     nets.train()
     enqueue_keys(nets, args, clip, y_bin, y_mult)  # the batch's own keys stand for those of earlier iterations
     losses, _ = compute_losses(nets, args, clip, y_bin, y_mult)
     modules = [name for name in nets if not name.endswith("queue")]
-    print(f"\n{args.mode} (Table 2, Fig. 2)        --> forward    <== gradient    X cut by .detach()\n\n  clip --> encoder --> embedding")
+    print(f"\n{args.mode}        --> forward    <== gradient    X cut by .detach()\n\n  clip --> encoder --> embedding")
     for name in losses:
         stream, kind = name.split("_")
         head = f"{stream}_{'classifier' if kind == 'ce' else 'projection'}"
@@ -240,70 +277,53 @@ def train(args):
                 (out / name).unlink(missing_ok=True)
         evaluation.save_json(config, out / "config.json")
         writer = tensorboard(out)
-    amp = dict(device_type=device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision), enabled=args.precision != "fp32")
-    steps, started = len(batches) // args.accumulate, time.time()
+    steps, started, broken = len(batches) // args.accumulate, time.time(), set()
     total, done_before = steps * args.epochs, steps * first_epoch
 
     for epoch in range(first_epoch, args.epochs):
         sampler.epoch = epoch
         nets.train()
         nets["encoder"].train(encoder_learns(args))
-        sums, broken, epoch_started, stream = {}, set(), time.time(), iter(loader)
+        history, epoch_started, loaded = {}, time.time(), iter(loader)
         for step in range(1, steps + 1):
+            parts = []
+            while len(parts) < args.accumulate:
+                *part, video = next(loaded)                                # clip (B, 3, T, H, W) uint8, y_bin (B,), y_mult (B,), video (B,)
+                name_broken({-1 - v for v in video.tolist() if v < 0}, train_set, broken)  # FFPP's sign for a video that cannot be read
+                parts.append([tensor.to(device, non_blocking=True) for tensor in part])
             at = epoch * steps + step
             for group in optimizer.param_groups:
-                group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))
+                group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))  # warm-up times cosine
             # EfficientNet drops layers at random: a resumed run must drop the same, two processes different ones.
             torch.manual_seed((args.seed * 1_000_003 + at) * ranks + rank)
-
-            parts = []  # one batch, unless --accumulate cuts it into several
-            optimizer.zero_grad(set_to_none=True)
-            while len(parts) < args.accumulate:
-                clip, y_bin, y_mult, video = next(stream)                  # clip (B, 3, T, H, W) uint8
-                name_broken({-1 - v for v in video.tolist() if v < 0}, train_set, broken)  # FFPP's sign for a video that cannot be read
-                clip, y_bin, y_mult = (tensor.to(device, non_blocking=True) for tensor in (clip, y_bin, y_mult))
-                parts.append((clip, y_bin, y_mult))
-                with torch.autocast(**amp):
-                    losses, z = compute_losses({**nets, **parallel}, args, clip, y_bin, y_mult)
-                values = dict(zip(losses, torch.stack([*losses.values()]).tolist()))
-                for name, value in values.items():
-                    if not math.isfinite(value):
-                        raise FloatingPointError(f"L_{name} is {value} at epoch {epoch + 1}, step {step}: stopped before it reached the "
-                                                 f"weights; " + (f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished") + " (a smaller --lr may help)")
-                for name, value in {**{f"loss_{name}": value for name, value in values.items()}, **similarities(nets, z, y_bin, y_mult)}.items():
-                    sums.setdefault(name, []).append(value)
-                with contextlib.ExitStack() as not_yet:                    # processes exchange gradients once, with the last part
-                    for net in parallel.values() if len(parts) < args.accumulate else ():
-                        not_yet.enter_context(net.no_sync())
-                    scaler.scale(sum(losses.values()) / args.accumulate).backward()  # all loss weights are 1
-            scaler.step(optimizer)
-            scaler.update()
-            move_ema(nets, args)
-            for part in parts:
-                with torch.autocast(**amp):
-                    enqueue_keys(nets, args, *part)
-
+            try:
+                measured = training_step(nets, parallel, args, parts, optimizer, scaler)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error} at epoch {epoch + 1}, step {step}: stopped before it reached the weights; "
+                                         + (f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished") + " (a smaller --lr may help)") from None
+            for name in measured[0]:
+                history.setdefault(name, []).extend(values[name] for values in measured)
             speed = (at - done_before) * args.batch_size / (time.time() - started)
-            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  " + "  ".join(f"L_{name} {value:.3f}" for name, value in values.items())
+            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  "
+                     + "  ".join(f"L_{name.removeprefix('loss_')} {value:.3f}" for name, value in measured[-1].items() if name.startswith("loss_"))
                      + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
 
         for buffer in nets["encoder"].buffers() if ranks > 1 else ():
             dist.broadcast(buffer, 0)  # BatchNorm's running statistics: those of the first process for all
         videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
         val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
-        everyones = evaluation.from_all_ranks((sums, broken))
-        for _, theirs in everyones:
-            name_broken(theirs, train_set, broken)
+        gathered = evaluation.from_all_ranks((history, broken))
+        name_broken(set().union(*(theirs for _, theirs in gathered)), train_set, broken)
         means = {}
-        for name in sums:
-            everything = [value for theirs, _ in everyones for value in theirs[name]]
-            means[name] = float(np.nanmean(everything)) if np.isfinite(everything).any() else math.nan
+        for name in history:
+            values = [value for theirs, _ in gathered for value in theirs[name]]
+            means[name] = float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
         row = {"epoch": epoch + 1, "step": at, "lr": lr, **means,
                "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
                "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
         rows.append(row)
         print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
-              + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in z))
+              + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in contrastive_streams(args)))
         if unreadable:
             print(f"  left out of validation, cannot be read: {', '.join(unreadable)}")
         better = best is None or (val["auc"], val["accuracy"]) >= (best["auc"], best["accuracy"])  # later wins a tie
@@ -321,17 +341,21 @@ def train(args):
 
     if ranks > 1:
         dist.barrier()  # best.pt and last.pt are there
-    results = {}
-    for name in ("best", "last"):
-        if name == "last" and best["epoch"] == args.epochs:  # the same weights
-            results["last"] = results["best"]
-            continue
-        encoder, classifier, saved = evaluation.load_checkpoint(out / f"{name}.pt", device)
-        results[name], _ = evaluation.test(encoder, classifier, saved, args.clips, device, args.workers, args.batch_size)
-    final = {"checkpoint": str(out / "best.pt"), "epoch": best["epoch"], **results["best"], "last": results["last"]["metrics"]}
+    final = test_at_last(args, out, best["epoch"], device)
     if not rank:
         evaluation.save_json(final, out / "results.json")
     print(finished(final, out))
+
+
+def test_at_last(args, out, best_epoch, device):
+    """The content of results.json: the whole test of best.pt, and the metrics of last.pt."""
+    results = {}
+    for name in ("best",) if best_epoch == args.epochs else ("best", "last"):  # the same weights at the same epoch
+        encoder, classifier, config = evaluation.load_checkpoint(out / f"{name}.pt", device)
+        config = {**config, "data": args.data, "data_root": args.data_root, "cache": args.cache}  # a resumed run may find them elsewhere
+        results[name], _ = evaluation.test(encoder, classifier, config, args.clips, device, args.workers, args.batch_size)
+    last = results.get("last", results["best"])
+    return {"checkpoint": str(out / "best.pt"), "epoch": best_epoch, **results["best"], "last": last["metrics"]}
 
 
 def settings(args, ranks):
@@ -352,6 +376,7 @@ def describe(args, nets, train_set, val_set, test_set, ranks):
           + f"; encoder from {args.init}, {sum(p.numel() for p in nets['encoder'].parameters()):,} parameters")
     for split, videos in (("train", train_set), ("val", val_set), ("test", test_set)):
         print(f"{split:5} {len(videos.videos):5} videos: " + ", ".join(f"{n} {name}" for name, n in videos.counts.items())
+              + (f" ({sum(name == 'original' or name in evaluation.headline(vars(args)) for _, name, _ in videos.videos)} of them the test itself, the others beside it)" if split == "test" else "")
               + (f"; not on disk: {', '.join(f'{n} {name}' for name, n in videos.missing.items() if n)}" if any(videos.missing.values()) else ""))
         lost = {target for _, _, target in videos.videos if not videos.faces.get(target)} if args.crop != "frame" else ()
         if lost:
@@ -457,7 +482,7 @@ def parse(argv=None):
     both = lambda name: f"(toy {PRESETS['toy'][name]}, real data {PRESETS['paper'][name]})"
 
     case = parser.add_argument_group("the case")
-    case.add_argument("--mode", choices=MODES, default="bin_contrastive", help="a row of Table 2: sets the next five flags (bin_contrastive)")
+    case.add_argument("--mode", choices=MODES, default="bin_contrastive", help="a row of Table 2: sets --bin-ce, --bin-contrast, --mult-ce, --mult-contrast and --init (bin_contrastive)")
     case.add_argument("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="the manipulation kept for the test (DF)")
     case.add_argument("--bin-ce", choices=("grad", "cut"), help="the binary classifier's cross-entropy reaches the encoder, or is cut at the embedding")
     case.add_argument("--bin-contrast", **switch, help="Eq. 1 with the labels original, manipulated")
@@ -475,7 +500,7 @@ def parse(argv=None):
     data.add_argument("--cache", metavar="DIR", help="keep every video's cropped frames there as raw bytes, and decode each video once only; takes "
                                                      "3 x size x size bytes per frame: 49 kB at 128 px, about 25 GB per 500,000 frames (off)")
     data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')[:-1]}; dfdc_winner 1)")
-    data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 380)")
+    data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 48, 380)")
     data.add_argument("--balance", choices=("binary", "none"), default="binary", help="binary: each fake is drawn with its own original, half of each "
                                                                                       "batch is original; none: each video once, 3 fakes to 1 original (binary)")
     data.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="random crop, flip and colours, alike over a clip (on)")
@@ -487,7 +512,7 @@ def parse(argv=None):
     training.add_argument("--batch-size", type=int, help=f"clips per optimiser step, of all processes together {both('batch_size')}")
     training.add_argument("--accumulate", type=int, default=1, help="cut the batch into this many parts, one after the other, where it does not fit into "
                                                                     "memory; the queue and the EMA still move once per step, BatchNorm sees a part (1)")
-    training.add_argument("--lr", type=float, help=f"AdamW's peak learning rate; 50 steps of warm-up, then a cosine to 0 {both('lr')}")
+    training.add_argument("--lr", type=float, help=f"AdamW's learning rate, times 50 steps of warm-up, times a cosine from 1 to 0 {both('lr')}")
     training.add_argument("--weight-decay", type=float, default=1e-5, help="(1e-5, that of CoCLR's pre-training)")
     training.add_argument("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
     training.add_argument("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
@@ -545,7 +570,8 @@ def parse(argv=None):
 
 def other_settings(before, args):
     """In words, which settings of an earlier part of the run differ from these; empty when none does."""
-    # What may differ between two halves of a run: another device or precision rounds differently, and that is all.
+    # What may differ between two halves of a run: another device or precision only rounds differently, the data may have
+    # moved. (Another number of processes is allowed, too; BatchNorm then sees other batches.)
     free = {"device", "precision", "compile", "cache", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
     return "; ".join(f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
                      for name, value in vars(args).items() if name not in free and before.get(name) != value)

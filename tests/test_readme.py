@@ -9,13 +9,17 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 import eval as evaluation
 import train
 from conftest import ROOT
+from heads import Classifier
+from s3d import S3D
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORT = ["--epochs", "1", "--batch-size", "4", "--frames", "8", "--size", "32", "--width", "0.125", "--init", "random", "--workers", "0"]
 
 
@@ -71,8 +75,19 @@ def test_the_readmes_loops_fill_the_tables(toy, tmp_path):
 
 def test_the_readmes_lines_of_code_are_the_projects():
     lines = {line.strip() for name in ("train", "losses") for line in (ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()}
-    quoted = [line.strip() for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    quoted = [line.strip() for block in PYTHON if "torch.load" not in block for line in block.splitlines()]
     assert len(quoted) > 8 and set(quoted) <= lines, set(quoted) - lines
+
+
+def test_the_readmes_way_to_use_a_trained_detector_elsewhere_gives_evals_probability(finished):
+    folder, _, _ = finished
+    block, = (block for block in PYTHON if "torch.load" in block)
+    clip = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
+    names = {"torch": torch, "S3D": S3D, "Classifier": Classifier, "clip": clip}
+    with torch.no_grad():
+        exec(block.replace('"best.pt"', repr(str(folder / "best.pt"))), names)
+        encoder, classifier, _ = evaluation.load_checkpoint(folder / "best.pt")
+        torch.testing.assert_close(names["fake_probability"], classifier(encoder(clip)).softmax(dim=1)[:, 1])
 
 
 def test_every_file_and_function_the_readme_names_exists():

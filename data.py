@@ -3,10 +3,10 @@
 
     root/original_sequences/youtube/c23/videos/953.mp4            953, as filmed            label 0
     root/manipulated_sequences/Deepfakes/c23/videos/953_974.mp4   953 with the face of 974  label 1
-    ...  Face2Face, FaceSwap, NeuralTextures likewise; a folder of images c23/frames/953/ is a video, too
+    ...  Face2Face, FaceSwap, NeuralTextures likewise; a folder of images c23/frames/953/ or c23/images/953/ is a video, too
 
-A video `target_source` (FF++'s words; the paper's section 3.2 has them the other way round) shows the target's
-footage, so its split and its place of the face are the target's.
+In `target_source` the footage is the target's, so the split and the face box are, too (FF++'s words; the paper's section
+3.2 has them the other way round).
 The official splits are pairs: the pair 953, 974 of the test split stands for ten videos, the originals 953 and
 974 and, for each of the four manipulations, 953_974 and 974_953. The held-out manipulation is met in the test
 split alone:
@@ -22,6 +22,7 @@ To use it elsewhere, copy this file:
 
 `python data.py` renders the toy, prints what is in each split, and writes a picture of the five classes.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -58,7 +59,7 @@ VIDEO_ENDINGS, IMAGE_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}, {".png
 FACE_FINDER = "haarcascade_frontalface_alt.xml", 1.1, 3  # OpenCV's cascade, its scale step, neighbours a face must have
 LAYOUT = ("expected <data>/original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 and "
           "<data>/manipulated_sequences/<Deepfakes|Face2Face|FaceSwap|NeuralTextures>/<c0|raw|c23|c40>/videos/000_003.mp4 "
-          "(or frames/000/*.png instead of videos/000.mp4)")
+          "(or frames/000/*.png or images/000/*.png instead of videos/000.mp4)")
 
 
 # --- Which videos there are ------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def list_videos(root, compression="c23"):
     videos = {}
     for name, folder in folders.items():
         videos[name] = {}
-        for kind in ("frames", "videos"):  # where both are there, the video files count
+        for kind in ("frames", "images", "videos"):  # where several are there, the video files count
             if (folder / compression / kind).is_dir():
                 for entry in os.scandir(folder / compression / kind):
                     path = Path(entry.path)
@@ -190,23 +191,30 @@ def load_clip(path, face, frames, size, place, cache=None):
 
 
 def cached_crops(path, face, size, cache):
-    """All frames of a video as they are cropped, memory-mapped from the cache. Raises UnreadableVideo."""
+    """All frames of a video as they are cropped, memory-mapped from the cache. Raises UnreadableVideo, and ValueError when
+    the cache cannot be written. The key holds path and time: copied elsewhere, a cache is made anew."""
     path = Path(path)
     state = path.stat()
     key = repr((str(path.resolve()), state.st_mtime_ns, state.st_size, face and tuple(face), size))
     file = Path(cache) / f"{path.stem}_{hashlib.sha1(key.encode()).hexdigest()}.rgb"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        crops = (np.ascontiguousarray(crop_frame(frame, face, size)) for frame in all_frames(path))
+        first = next(crops, None)
+        if first is None:
+            raise UnreadableVideo(f"{path}: not one frame can be read")
         temporary = file.with_suffix(f".{os.getpid()}")  # many processes may write the same file: the last rename wins
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as out:
-                for frame in all_frames(path):
-                    out.write(np.ascontiguousarray(crop_frame(frame, face, size)).tobytes())
-            if not temporary.stat().st_size:
-                raise UnreadableVideo(f"{path}: not one frame can be read")
+                out.write(first.tobytes())
+                for crop in crops:
+                    out.write(crop.tobytes())
             temporary.replace(file)
+        except OSError as error:
+            raise ValueError(f"--cache {cache} cannot be written ({error.strerror}): make room, or leave --cache out") from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     return np.memmap(file, np.uint8, "r").reshape(-1, size, size, 3)
 
 
@@ -325,7 +333,7 @@ class FFPP(Dataset):
     def __getitem__(self, index):
         """index: a number or, as EpochSampler gives it, (number, seed): the seed then fixes all that is random.
 
-        A video that cannot be read is told by its index, which comes as -1 - index. The clip is then another one of
+        A video that cannot be read is marked by its index, which comes as -1 - index. The clip is then another one of
         the same class (train), so that the batch stays whole, or black (val, test, or where no other can be read).
         """
         index, seed = index if isinstance(index, tuple) else (index, None)

@@ -290,6 +290,12 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
+def sentence(error):
+    """What an error says, without the traceback that a loader worker adds."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "DataLoader worker" in text else text
+
+
 def save_json(content, path):
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -393,15 +399,21 @@ def table(folder):
     files = sorted(Path(folder).rglob("results.json"))
     if not files:
         raise FileNotFoundError(f"--table {folder}: no results.json there: expected the folder that holds the runs of train.py")
-    groups = {}
+    text, groups, found = [], {}, {}
     for path in files:
         results = read_results(path)
         config = results["config"]
         settings = {name: value for name, value in {**config, **results["protocol"]}.items() if name not in FREE}
         if config["holdout"] != "none":  # not a case of the paper
             own = config["mode"] == "dfdc_winner"  # an image model on single frames has settings of its own
-            groups.setdefault((config["data"] == "toy", own, json.dumps(settings, sort_keys=True)), []).append(results)
-    text, compression = [], lambda key: json.loads(key[2])["compression"]
+            key = config["data"] == "toy", own, json.dumps(settings, sort_keys=True)
+            run = *key, config["mode"], config["holdout"], config["seed"], config.get("overrides")
+            if run in found:
+                text += [f"{found[run]} and {path} are the same case, hold-out and seed: only the first counts.", ""]
+                continue
+            found[run] = path
+            groups.setdefault(key, []).append(results)
+    compression = lambda key: json.loads(key[2])["compression"]
     frames_of = lambda key: [g for g in groups if g[1] and (g[0], compression(g)) == (key[0], compression(key))]
     joined = {frames_of(key)[0] for key in groups if not key[1] and len(frames_of(key)) == 1}  # the image model's row, where it is the only one
     for key in (key for key in groups if key not in joined):
@@ -412,7 +424,7 @@ def table(folder):
         videos = sorted({sum(v["class"] in ("original", r["config"]["holdout"]) for v in r["videos"]) for r in runs})
         text += [f"### {'TOY data (a toy: its numbers say nothing about real deepfakes)' if toy else 'FaceForensics++ ' + settings['compression']}", "",
                  "Settings: " + ", ".join(f"{name} {settings[name]}" for name in ("frames", "size", "crop", "clips", "width", "epochs", "batch_size", "lr",
-                                          "balance", "queue_size", "momentum", "temperature") if name in settings)
+                                          "weight_decay", "accumulate", "balance", "augment", "queue_size", "momentum", "temperature") if name in settings)
                  + (" (DFDC Winner: single frames and settings of its own)" if len(runs) > len(groups[key]) else ""), "",
                  f"Accuracy in % on originals + the held-out manipulation: mean ± standard deviation over seeds (number of seeds){'' if toy else '; in brackets the paper'}.", "",
                  "| Type of training | " + " | ".join((*MANIPULATIONS, "average (Table 3)", "average AUC")) + " |", "|---" * 7 + "|"]
@@ -420,7 +432,7 @@ def table(folder):
             overridden = lambda r: f" [{r['config']['overrides']}]" if r["config"].get("overrides") else ""  # a row of its own
             for override in sorted({overridden(r) for r in runs if r["config"]["mode"] == mode}) or [""]:
                 mine = [r for r in runs if r["config"]["mode"] == mode and overridden(r) == override]
-                by_holdout = [list({r["config"]["seed"]: r["metrics"] for r in mine if r["config"]["holdout"] == name}.values()) for name in MANIPULATIONS]
+                by_holdout = [[r["metrics"] for r in mine if r["config"]["holdout"] == name] for name in MANIPULATIONS]
                 cells = [f"{100 * np.mean(a):.1f}" + (f" ± {100 * np.std(a, ddof=1):.1f}" if len(a) > 1 else "") + f" ({len(a)})" if a else "–"
                          for a in ([m["accuracy"] for m in cell] for cell in by_holdout)]
                 means = {name: [np.mean([m[name] for m in cell]) for cell in by_holdout if cell] for name in ("accuracy", "auc")}
@@ -587,6 +599,7 @@ def main(argv=None):
     parser.add_argument("--pictures", action="store_true", help="also classes.png, mistakes.png and map.png, next to the checkpoint")
     parser.add_argument("--json", action="store_true", help="with --video: print JSON for machines")
     parser.add_argument("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (train.py's --clips; with --video at least 16)")
+    parser.add_argument("--cache", metavar="DIR", help="train.py's cache of cropped frames (off)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips at once (16)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
@@ -602,7 +615,7 @@ def main(argv=None):
     try:
         complete = run(args)
     except (OSError, ValueError) as error:
-        sys.exit(f"eval.py: {error}")
+        sys.exit(f"eval.py: {sentence(error)}")
     except KeyboardInterrupt:
         sys.exit("\neval.py: interrupted")
     sys.exit(0 if complete else 1)
@@ -610,6 +623,8 @@ def main(argv=None):
 
 def run(args):
     """True when every video could be scored."""
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     if args.table:
         text = table(args.table)
         print(text)
@@ -626,8 +641,6 @@ def run(args):
     encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
     if args.crop and args.crop != config["crop"]:
         raise ValueError(f"--crop {args.crop}: {args.checkpoint} was trained with --crop {config['crop']} and knows faces of that size only")
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     clips, folder = args.clips or (max(16, config["clips"]) if args.video else config["clips"]), Path(args.checkpoint).parent
     if args.video:
         return score_files(encoder, classifier, config, args.video, clips, args.device, args.workers, args.batch_size,
@@ -646,13 +659,14 @@ def run(args):
     else:
         root = "toy_ffpp" if args.data == "toy" else args.data or config["data_root"]
         other = (root, args.compression or config["compression"], clips) != (config["data_root"], config["compression"], config["clips"])
-        config = {**config, "data_root": root, "data": "toy" if is_toy(root) else root, "compression": args.compression or config["compression"]}
-        results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size, args.pictures)
+        config = {**config, "data_root": root, "data": "toy" if is_toy(root) else root, "compression": args.compression or config["compression"], "cache": args.cache}
         # results.json is that of best.pt under the run's own protocol: tables compare like with like, the rest goes beside it.
         stem = Path(args.checkpoint).stem
         name = "results_other.json" if other else "results.json" if stem == "best" else f"results_{stem}.json"
-        out, unreadable = Path(args.out or folder / name), results["unreadable"]
+        out = Path(args.out or folder / name)
         kept = read_results(out) if out.is_file() and not args.out else {}
+        results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size, args.pictures)
+        unreadable = results["unreadable"]
         save_json({"checkpoint": args.checkpoint, **results, **{name: kept[name] for name in ("epoch", "last") if name in kept}}, out)
         print(report(results, "test"))
         if args.pictures:

@@ -115,12 +115,12 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
 
 
 def training_step(nets, parallel, args, parts, optimizer, scaler):
-    """Losses, gradients, weights; then the EMA networks; then the keys for later steps. Eq. 1 asks for the last place
-    of the keys: they come from "previous iterations".
+    """Losses, gradients, weights; then the EMA networks; then the keys for later steps. The keys come last because Eq. 1
+    compares with keys of "previous iterations" only.
 
     parts: [(clip, y_bin, y_mult)], the batch, or with --accumulate the parts it is cut into. parallel: under torchrun,
     the trained networks as DistributedDataParallel wraps them. Returns [{name: value}], a part's losses and
-    similarities each. Raises FloatingPointError, before anything has changed, for a loss that is not finite.
+    similarities each. Raises FloatingPointError, before a weight has changed, for a loss that is not finite.
     """
     amp = dict(device_type=parts[0][0].device.type, enabled=args.precision != "fp32",
                dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision))
@@ -168,8 +168,8 @@ def enqueue_keys(nets, args, clip, y_bin, y_mult):
 # --- --explain: the diagram as text, and measured ---------------------------------------------------------------------
 
 def explain(nets, args, batch):
-    """Print the case's diagram and the gradient norm that each loss, alone, sends into each network. Which are zero is
-    the point: in training the keys are older than the anchors, and the contrastive norms others."""
+    """Print the case's diagram and the gradient norm that each loss, alone, sends into each network. Look at which are
+    zero: in training the keys are older than the anchors, so the contrastive norms differ."""
     clip, y_bin, y_mult, _ = batch
     nets.train()
     enqueue_keys(nets, args, clip, y_bin, y_mult)  # the batch's own keys stand for those of earlier iterations
@@ -203,8 +203,8 @@ def explain(nets, args, batch):
 
 class DealtBatches:
     """The batches of one process. The epoch's order is cut into runs of batch_size / accumulate clips, and each run is
-    dealt out in rank order: no clip twice, and joined again the very batches of one process alone. The incomplete
-    batch at the end of an epoch is left out."""
+    dealt out in rank order: no clip twice, and the shares of all processes together are the batch that one process
+    would see. The incomplete batch at the end of an epoch is left out."""
 
     def __init__(self, sampler, args, rank, ranks):
         self.sampler, self.whole, self.joined = sampler, args.batch_size, args.batch_size // args.accumulate
@@ -384,8 +384,8 @@ def describe(args, nets, train_set, val_set, test_set, ranks):
 
 
 def print_chance(args, train_set, sampler):
-    """What guessing costs: the entropy of the labels as they are drawn, for cross-entropy and for Eq. 1 alike (there,
-    all similarities equal, a positive has the share of its label in the queue)."""
+    """What always predicting the labels' frequencies costs: their entropy, for cross-entropy and for Eq. 1 alike (there,
+    with all similarities equal, the positives' share of the sum is their share of the queue)."""
     chance = {}
     for stream, labels in (("bin", train_set.binary), ("mult", train_set.multi)):
         share = torch.tensor([labels[i] for i, _ in sampler]).bincount().double() / len(sampler)
@@ -407,7 +407,7 @@ def name_broken(found, train_set, broken):
 def load_last(path, args):
     """The last.pt to go on from. Raises ValueError for one that cannot be read safely, or that other settings made."""
     try:
-        checkpoint = torch.load(path, map_location=args.device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"config", "encoder", "bin_classifier", "others", "optimizer", "scaler", "log", "best", "epoch"} - checkpoint.keys()
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
@@ -616,7 +616,7 @@ def main(argv=None):
                 sys.exit(1 if rank else f"train.py: {found}")
         train(args)
     except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
+        sys.exit(f"train.py: {evaluation.sentence(error)}")
     except RuntimeError as error:
         if "out of memory" in str(error):
             sys.exit("train.py: out of memory: a larger --accumulate, or a smaller --batch-size, --frames or --size helps")

@@ -82,10 +82,10 @@ def serve(pipe, who, task):
         torch.save({f"features.{name}": value for name, value in theirs.features.state_dict().items()}, f"{folder}/s3d.pth")
         load_pretrained(nets["encoder"], f"{folder}/s3d.pth")
     theirs.input.mean.copy_(nets["encoder"].mean), theirs.input.std.copy_(nets["encoder"].std)
-    if who != "ours":
+    if who == "torchvision":
         args.precision = "fp32"
         nets["encoder"] = theirs
-    nets["ema_encoder"].load_state_dict(nets["encoder"].state_dict()) if who == "ours" else nets.update({"ema_encoder": TorchvisionS3D().requires_grad_(False)})
+        nets["ema_encoder"] = TorchvisionS3D().requires_grad_(False)
     nets.to(DEVICE)
     if who == "ours, compiled":
         nets["encoder"].compile()
@@ -101,7 +101,7 @@ def serve(pipe, who, task):
         clip, y = made[batch, frames, size], torch.arange(batch, device=DEVICE) % 2
         if kind == "inference":
             nets.eval()
-            with torch.no_grad(), torch.autocast(**amp):
+            with torch.no_grad():  # float32, as eval.py
                 return nets["encoder"](clip)
         nets.train()
         if len(nets["bin_queue"].slots) != queue:

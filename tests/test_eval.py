@@ -131,9 +131,9 @@ def test_another_crop_than_the_trained_one_is_refused(finished, refused, toy):
 def test_another_dataset_is_two_folders(finished, run, refused, toy, tmp_path):
     folder, _, _ = finished
     result = run(toy, "eval.py", folder / "best.pt", "--real", "toy_ffpp/original_sequences", "--fake", "toy_ffpp/manipulated_sequences/FaceSwap",
-                 "--out", tmp_path / "other.json")
+                 "--out", tmp_path / "new" / "other.json")
     assert result.returncode == 0, result.stderr
-    other = json.loads((tmp_path / "other.json").read_text())
+    other = json.loads((tmp_path / "new" / "other.json").read_text())
     assert [sum(v["label"] == label for v in other["videos"]) for label in (0, 1)] == [12, 12] and 0 <= other["metrics"]["auc"] <= 1
     assert "holds no video" in refused(toy, evaluation.main, folder / "best.pt", "--real", tmp_path, "--fake", tmp_path)
 
@@ -158,7 +158,7 @@ def test_the_table_averages_over_seeds_and_stands_beside_the_papers(tmp_path):
                                 "| 71.2 [77.15] | 0.713 |")
     assert row("Binary Contrastive").startswith("| Binary Contrastive | 77.0 (1) [84.77] | – [68.36]") and row("DFDC Winner").count("–") == 6
     fake_run(tmp_path / "again", "bin_contrastive", "DF", 0, 0.77)  # the same seed is not a second run
-    assert evaluation.table(tmp_path) == text
+    assert evaluation.table(tmp_path).endswith(text) and "only the first counts" in evaluation.table(tmp_path)
     for seed in (0, 1):  # the image model's settings are its own
         fake_run(tmp_path, "dfdc_winner", "DF", seed, 0.60, frames=1, size=380)
     assert "| DFDC Winner | 60.0 ± 0.0 (2) [85.71]" in evaluation.table(tmp_path) and evaluation.table(tmp_path).count("### ") == 1

@@ -157,6 +157,13 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_difference(finished,
     assert "--crop frame" in refused(toy, evaluation.main, folder / "best.pt", "--crop", "frame")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_that_cannot_be_written_is_named_and_no_video_blamed(refused, toy, tmp_path, workers):
+    (tmp_path / "file").write_text("")
+    sentence = refused(toy, train.main, *TINY, "--workers", workers, "--cache", tmp_path / "file" / "cache", "--out", f"runs/no_cache{workers}")
+    assert "--cache" in sentence and "cannot be written" in sentence and "download" not in sentence
+
+
 # --- Fuzzing: fixed seeds; each input ends in success or in one of our own sentences ------------------------------------
 
 def mutated(content, seed):

@@ -9,13 +9,10 @@ import sys
 import textwrap
 
 import pytest
-import torch
 
 import eval as evaluation
 import train
 from conftest import ROOT
-from heads import Classifier
-from s3d import S3D
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
@@ -79,15 +76,15 @@ def test_the_readmes_lines_of_code_are_the_projects():
     assert len(quoted) > 8 and set(quoted) <= lines, set(quoted) - lines
 
 
-def test_the_readmes_way_to_use_a_trained_detector_elsewhere_gives_evals_probability(finished):
+def test_the_readmes_way_to_use_a_trained_detector_elsewhere_gives_evals_probability(finished, toy):
     folder, _, _ = finished
     block, = (block for block in PYTHON if "torch.load" in block)
-    clip = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
-    names = {"torch": torch, "S3D": S3D, "Classifier": Classifier, "clip": clip}
-    with torch.no_grad():
-        exec(block.replace('"best.pt"', repr(str(folder / "best.pt"))), names)
-        encoder, classifier, _ = evaluation.load_checkpoint(folder / "best.pt")
-        torch.testing.assert_close(names["fake_probability"], classifier(encoder(clip)).softmax(dim=1)[:, 1])
+    original = toy / "toy_ffpp" / "original_sequences" / "youtube" / "c23" / "videos" / "953.mp4"
+    names = {}
+    exec(block.replace('"best.pt"', repr(str(folder / "best.pt"))).replace('"video.mp4"', repr(str(original))), names)
+    encoder, classifier, config = evaluation.load_checkpoint(folder / "best.pt")
+    rows, _, _ = evaluation.evaluate(encoder, classifier, evaluation.VideoList([(original, "own", 0)], config, clips=1))  # its place: 0.5
+    assert names["fake_probability"].item() == pytest.approx(rows[0]["score"], abs=1e-5)
 
 
 def test_every_file_and_function_the_readme_names_exists():

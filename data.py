@@ -125,10 +125,12 @@ def open_video(path):
     """(number of frames as the header has it, function (start, count) -> those frames one after the other)."""
     path = Path(path)
     if path.is_dir():
-        images = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS), key=lambda p: (len(p.stem), p.stem))  # 2 before 10
+        images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS]
+        images.sort(key=lambda image: (len(image.stem), image.stem))  # 2 before 10
         length, read = len(images), lambda start, count: (read_image(p) for p in images[start:start + count])
     else:
-        video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])  # the loader's workers are the parallelism
+        # One thread each: the loader's workers are the parallelism.
+        video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if length <= 0 and video.isOpened():  # streamed files do not know their length: count
             length = sum(1 for _ in iter(video.grab, False))
@@ -277,7 +279,8 @@ def read_boxes(file):
             raise ValueError("a box is not four finite numbers with a width and height of at least 1")
         return boxes
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"--crop {file}: expected a JSON object {{target id: [x, y, width, height] or null}}: {error}") from None
+        raise ValueError(f"--crop {file}: expected a JSON object {{target id: [x, y, width, height] or null}}: "
+                         f"{error}") from None
 
 
 # --- The dataset -------------------------------------------------------------------------------------------------
@@ -317,7 +320,8 @@ class FFPP(Dataset):
         self.faces = {}
         if crop == "face":
             key = hashlib.sha1(repr((str(Path(root).resolve()), compression, FACE_FINDER)).encode()).hexdigest()[:8]
-            originals = {target: on_disk["original"].get(target, path) for path, _, target in self.videos}  # or a fake's own, without one
+            # Searched in the original; where that is not on disk, in the fake itself.
+            originals = {target: on_disk["original"].get(target, path) for path, _, target in self.videos}
             self.faces = find_faces(originals, Path("runs") / f"faces_{key}.json")
         elif crop != "frame":
             self.faces = read_boxes(crop)
@@ -465,7 +469,8 @@ def render_toy_identity(job):
     room = cv2.resize(room, (TOY_SIZE, TOY_SIZE), interpolation=cv2.INTER_CUBIC)
     head, skin = ellipse(32, 34, 29, 30, 0.5), ellipse(32, 36, 21, 25, 1)
     side_light = rng.uniform(-0.5, 0.5) * (X[..., None] - 32)
-    place = [cv2.getRotationMatrix2D((32, 32), turn[i], zoom) + [[0, 0, centre[0] + dx[i] - 32], [0, 0, centre[1] + dy[i] - 32]] for i in t]
+    place = [cv2.getRotationMatrix2D((32, 32), turn[i], zoom)
+             + [[0, 0, centre[0] + dx[i] - 32], [0, 0, centre[1] + dy[i] - 32]] for i in t]
     onto = lambda picture, i: cv2.warpAffine(picture, place[i], (TOY_SIZE, TOY_SIZE), borderMode=cv2.BORDER_REPLICATE)
     outline = [cv2.warpAffine(head, place[i], (TOY_SIZE, TOY_SIZE))[..., None] for i in t]
 
@@ -492,10 +497,10 @@ def render_toy_identity(job):
                 face = where * new + (1 - where) * face
             film.append(outline[i] * onto(face + side_light, i) + (1 - outline[i]) * room)
         film = camera(np.stack(film), rng)
-        folder = Path(root) / ("original_sequences/youtube" if name == "original" else f"manipulated_sequences/{MANIPULATIONS[name]}")
-        folder = folder / "c23" / "videos"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = str(folder / (f"{target}.mp4" if name == "original" else f"{target}_{source}.mp4"))
+        place_in_ffpp = (f"original_sequences/youtube/c23/videos/{target}.mp4" if name == "original" else
+                         f"manipulated_sequences/{MANIPULATIONS[name]}/c23/videos/{target}_{source}.mp4")
+        file = str(Path(root) / place_in_ffpp)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
         writer = cv2.VideoWriter(file, cv2.VideoWriter_fourcc(*"mp4v"), 25, (TOY_SIZE, TOY_SIZE))
         if not writer.isOpened():
             raise OSError(f"{file} cannot be written (a full disk, or an OpenCV that cannot encode MPEG-4)")
@@ -533,7 +538,8 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
             for done, _ in enumerate(pool.map(render_toy_identity, jobs, chunksize=4), 1):
                 if done % 20 == 0 or done == len(jobs):
                     print(f"rendering the toy FF++: {done}/{len(jobs)} identities", file=sys.stderr)
-        (temporary / "TOY.txt").write_text("Drawn by make_toy in data.py: not FaceForensics++, and no number found on it says anything about it.\n")
+        (temporary / "TOY.txt").write_text("Drawn by make_toy in data.py: not FaceForensics++, and no number found on it "
+                                           "says anything about it.\n")
         if not root.is_dir():  # another run may have been quicker
             temporary.replace(root)
     finally:
@@ -551,16 +557,19 @@ def main():
     for split in SPLITS:
         part = FFPP(root, split, "DF", frames=8, size=48)
         whole = len(part.videos) + sum(part.missing.values())
-        print(f"  {split:6}" + "".join(f"{count:5} {name:9}" for name, count in part.counts.items()) + f"{'':8}together {len(part.videos)} of {whole}")
+        counts = "".join(f"{count:5} {name:9}" for name, count in part.counts.items())
+        print(f"  {split:6}{counts}        together {len(part.videos)} of {whole}")
     clip, binary, multi, video = part[0]
-    print(f"\nitem 0 of the test split: clip {tuple(clip.shape)} {clip.dtype}, binary {binary}, multi {multi}, {part.videos[video][0]}")
-    rows = [np.concatenate([cv2.resize(read_clip(videos[name][target], 1, place)[0], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
-                            for name in ("original", *MANIPULATIONS)], axis=1)
+    print(f"\nitem 0 of the test split: clip {tuple(clip.shape)} {clip.dtype}, binary {binary}, multi {multi}, "
+          f"{part.videos[video][0]}")
+    frame = lambda path, place: cv2.resize(read_clip(path, 1, place)[0], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    rows = [np.concatenate([frame(videos[name][target], place) for name in ("original", *MANIPULATIONS)], axis=1)
             for target in SPLITS["test"][:2] for place in (0.2, 0.6)]
     sheet = Path("runs") / "toy_sheet.png"
     sheet.parent.mkdir(exist_ok=True)
     cv2.imwrite(str(sheet), np.concatenate(rows))
-    print(f"\n{sheet}: the identities {' and '.join(SPLITS['test'][:2])}, from left to right original, {', '.join(MANIPULATIONS)}")
+    print(f"\n{sheet}: the identities {' and '.join(SPLITS['test'][:2])}, from left to right original, "
+          f"{', '.join(MANIPULATIONS)}")
 
 
 if __name__ == "__main__":

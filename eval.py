@@ -6,10 +6,10 @@ the originals and the held-out manipulation, 280 videos of the real FF++; all th
 
     python eval.py runs/bin_contrastive_DF_seed0/best.pt
 
-prints accuracy (the paper's measure; a score above 0.5 is a fake) with the accuracy on originals and on fakes, AUC, average precision and
-equal error rate, each with a 95 % bootstrap interval, and beside them the seen manipulations one by one.
-results.json, next to the checkpoint, keeps the settings and every video's score. --video scores videos of your own, --real
-and --fake those of another dataset, --table and --roc put runs side by side.
+prints accuracy (the paper's measure; a score above 0.5 is a fake) with the accuracy on originals and on fakes, AUC,
+average precision and equal error rate, each with a 95 % bootstrap interval, and beside them the seen manipulations one
+by one. results.json, next to the checkpoint, keeps the settings and every video's score. --video scores videos of your
+own, --real and --fake those of another dataset, --table and --roc put runs side by side.
 """
 import argparse
 import contextlib
@@ -130,7 +130,8 @@ def evaluate(encoder, classifier, dataset, device="cpu", batch_size=16, workers=
     clips, sums, broken = {}, {}, set()
     rank, ranks = world()
     mine = Subset(dataset, [i for i in range(len(dataset)) if i // dataset.clips % ranks == rank])
-    loader = DataLoader(mine, batch_size, num_workers=workers, pin_memory=torch.device(device).type == "cuda", worker_init_fn=quiet_worker)
+    loader = DataLoader(mine, batch_size, num_workers=workers, pin_memory=torch.device(device).type == "cuda",
+                        worker_init_fn=quiet_worker)
     for clip, _, _, video in loader:
         embedding = encoder(clip.to(device, non_blocking=True))                              # (B, dim)
         fake = classifier(embedding).softmax(dim=1)[:, 1]                                    # (B,)
@@ -163,7 +164,8 @@ def test(encoder, classifier, config, clips, device="cpu", workers=0, batch_size
 
 
 def test_set(config, clips):
-    """Originals and all four manipulations of the test split; the headline is over the held-out one, the others stand beside it."""
+    """Originals and all four manipulations of the test split; the headline is over the held-out one, the others stand
+    beside it."""
     return FFPP(config["data_root"], "test", config["holdout"], config["compression"], config["frames"], config["size"],
                 clips, config["crop"], classes=["original", *MANIPULATIONS], cache=config.get("cache"))
 
@@ -180,6 +182,10 @@ def measure(videos, fakes, with_intervals=False):
     return {**metrics(labels, scores), **({"intervals": intervals(labels, scores)} if with_intervals else {})}
 
 
+EFFICIENTNETS = (models.efficientnet_b0, models.EfficientNet_B0_Weights.IMAGENET1K_V1), \
+                (models.efficientnet_b7, models.EfficientNet_B7_Weights.IMAGENET1K_V1)
+
+
 class FrameEncoder(nn.Module):
     """The paper's point of comparison, the DFDC winner's image model: EfficientNet-B7 on single frames (B0 at a width
     below 1, for the toy). Same interface as S3D: clip (B, 3, T, H, W) uint8 or float in 0..1 -> (B, dim), the mean over
@@ -187,8 +193,8 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, width=1.0, pretrained=False):
         super().__init__()
-        model, weights = (models.efficientnet_b7, models.EfficientNet_B7_Weights) if width >= 1 else (models.efficientnet_b0, models.EfficientNet_B0_Weights)
-        network = model(weights=weights.IMAGENET1K_V1 if pretrained else None)
+        model, weights = EFFICIENTNETS[width >= 1]
+        network = model(weights=weights if pretrained else None)
         self.layers, self.dim = network.features, network.classifier[1].in_features
         mean, std = IMAGENET_MEAN_STD
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1, 1))
@@ -208,9 +214,8 @@ def build_encoder(mode, width, init="random"):
         try:
             return FrameEncoder(width, init == "imagenet")
         except (OSError, RuntimeError) as error:
-            url = (models.EfficientNet_B7_Weights if width >= 1 else models.EfficientNet_B0_Weights).IMAGENET1K_V1.url
-            raise FileNotFoundError(f"could not download {url} ({error}): fetch it on another machine and put it into "
-                                    f"{Path(torch.hub.get_dir()) / 'checkpoints'}") from None
+            raise FileNotFoundError(f"could not download {EFFICIENTNETS[width >= 1][1].url} ({error}): fetch it on another "
+                                    f"machine and put it into {Path(torch.hub.get_dir()) / 'checkpoints'}") from None
     encoder = S3D(width).to(memory_format=torch.channels_last_3d)  # channels innermost: faster convolutions
     if init != "random":
         load_pretrained(encoder, init)
@@ -236,7 +241,8 @@ def check_device(name):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(encoder, binary classifier, config) of a checkpoint of train.py, both in eval mode. Raises ValueError, FileNotFoundError."""
+    """(encoder, binary classifier, config) of a checkpoint of train.py, both networks in eval mode. Raises ValueError,
+    FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: expected a best.pt or last.pt that train.py wrote")
     try:
@@ -284,7 +290,8 @@ def replacing(path):
         yield temporary
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
-        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); what was there before is untouched") from None
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); "
+                      "what was there before is untouched") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -311,7 +318,8 @@ class VideoList(Dataset):
         self.videos, self.binary = [(path, name, path) for path, name, _ in rows], [label for _, _, label in rows]
         self.clips, self.frames, self.size = clips, config["frames"], config["size"]
         if config["crop"] not in ("face", "frame"):
-            raise ValueError(f"the checkpoint was trained on boxes from {config['crop']}, which knows no box of other videos: train with --crop face or frame")
+            raise ValueError(f"the checkpoint was trained on boxes from {config['crop']}, which knows no box of other "
+                             "videos: train with --crop face or frame")
         self.faces = {}
         if config["crop"] == "face":
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -336,7 +344,8 @@ def videos_in(folder):
     found |= {p.parent for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS} - beside
     found = {p for p in found if "masks" not in p.parts}  # FF++'s masks lie among its videos
     if not found:
-        raise FileNotFoundError(f"{folder} holds no video: expected files ending in {', '.join(sorted(VIDEO_ENDINGS))} or folders of images")
+        raise FileNotFoundError(f"{folder} holds no video: expected files ending in {', '.join(sorted(VIDEO_ENDINGS))} "
+                                "or folders of images")
     return sorted(found)
 
 
@@ -351,14 +360,17 @@ def score_files(encoder, classifier, config, paths, clips, device, workers, batc
         del row["class"], row["label"]
         save_picture(strip(row, face), row["picture"])
     note = (f"A score of a research model trained on {'TOY drawings' if config['data'] == 'toy' else 'FaceForensics++'} "
-            f"({config['mode']}, held out {config['holdout']}), not a verdict: other manipulations, other footage and other compression change it.")
+            f"({config['mode']}, held out {config['holdout']}), not a verdict: other manipulations, other footage and other "
+            "compression change it.")
     if as_json:
         print(json.dumps({"note": note, "videos": rows, "unreadable": unreadable}, indent=1))
     else:
         for row in rows:
             timeline = "".join(" .:-=+*#%@"[min(9, int(10 * p))] for p in row["clips"])
-            print(f"{row['path']}\n  fake score {row['score']:.3f}, spread over {clips} clips {row['spread']:.3f}   0 s [{timeline}] end   (blank 0, @ 1)"
-                  f"\n  {'the centred square, as in training' if config['crop'] == 'frame' else 'face found' if row['face'] else 'NO FACE FOUND: the score is that of the centred square and means little'}; picture {row['picture']}")
+            where = ("the centred square, as in training" if config["crop"] == "frame" else "face found" if row["face"] else
+                     "NO FACE FOUND: the score is that of the centred square and means little")
+            print(f"{row['path']}\n  fake score {row['score']:.3f}, spread over {clips} clips {row['spread']:.3f}"
+                  f"   0 s [{timeline}] end   (blank 0, @ 1)\n  {where}; picture {row['picture']}")
         print(note)
     for path in unreadable:
         print(f"eval.py: {path} cannot be read as a video: not scored", file=sys.stderr)
@@ -377,17 +389,18 @@ PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
-FREE = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data", "data_root", "precision", "compile", "cache", "bin_ce",
-        "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
+FREE = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data", "data_root",
+        "precision", "compile", "cache", "bin_ce", "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
 
 
 def read_results(path):
     """A results.json. Raises ValueError when it is none."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not (isinstance(results["config"], dict) and results["config"]["mode"] in PAPER and results["config"]["holdout"] in (*MANIPULATIONS, "none")):
+        config, found = results["config"], results["metrics"]
+        if not (isinstance(config, dict) and config["mode"] in PAPER and config["holdout"] in (*MANIPULATIONS, "none")):
             raise ValueError("unknown mode or holdout")
-        float(results["metrics"]["accuracy"]), float(results["metrics"]["auc"]), results["protocol"]["clips"], results["config"]["data"]
+        float(found["accuracy"]), float(found["auc"]), results["protocol"]["clips"], config["data"]
         [(float(v["score"]), v["class"], v["label"], v["path"]) for v in results["videos"]]
         return results
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -399,60 +412,93 @@ def table(folder):
     files = sorted(Path(folder).rglob("results.json"))
     if not files:
         raise FileNotFoundError(f"--table {folder}: no results.json there: expected the folder that holds the runs of train.py")
-    text, groups, found = [], {}, {}
+    lines, groups, first = [], {}, {}
     for path in files:
         results = read_results(path)
         config = results["config"]
+        if config["holdout"] == "none":  # not a case of the paper
+            continue
         settings = {name: value for name, value in {**config, **results["protocol"]}.items() if name not in FREE}
-        if config["holdout"] != "none":  # not a case of the paper
-            own = config["mode"] == "dfdc_winner"  # an image model on single frames has settings of its own
-            key = config["data"] == "toy", own, json.dumps(settings, sort_keys=True)
-            run = *key, config["mode"], config["holdout"], config["seed"], config.get("overrides")
-            if run in found:
-                text += [f"{found[run]} and {path} are the same case, hold-out and seed: only the first counts.", ""]
-                continue
-            found[run] = path
-            groups.setdefault(key, []).append(results)
-    compression = lambda key: json.loads(key[2])["compression"]
-    frames_of = lambda key: [g for g in groups if g[1] and (g[0], compression(g)) == (key[0], compression(key))]
-    joined = {frames_of(key)[0] for key in groups if not key[1] and len(frames_of(key)) == 1}  # the image model's row, where it is the only one
-    for key in (key for key in groups if key not in joined):
-        toy, own, settings = key
-        settings, runs = json.loads(settings), list(groups[key])
-        if not own and len(frames_of(key)) == 1:
-            runs += groups[frames_of(key)[0]]
-        videos = sorted({sum(v["class"] in ("original", r["config"]["holdout"]) for v in r["videos"]) for r in runs})
-        text += [f"### {'TOY data (a toy: its numbers say nothing about real deepfakes)' if toy else 'FaceForensics++ ' + settings['compression']}", "",
-                 "Settings: " + ", ".join(f"{name} {settings[name]}" for name in ("frames", "size", "crop", "clips", "width", "epochs", "batch_size", "lr",
-                                          "weight_decay", "accumulate", "balance", "augment", "queue_size", "momentum", "temperature") if name in settings)
-                 + (" (DFDC Winner: single frames and settings of its own)" if len(runs) > len(groups[key]) else ""), "",
-                 f"Accuracy in % on originals + the held-out manipulation: mean ± standard deviation over seeds (number of seeds){'' if toy else '; in brackets the paper'}.", "",
-                 "| Type of training | " + " | ".join((*MANIPULATIONS, "average (Table 3)", "average AUC")) + " |", "|---" * 7 + "|"]
-        for mode, (label, *paper) in PAPER.items():
-            overridden = lambda r: f" [{r['config']['overrides']}]" if r["config"].get("overrides") else ""  # a row of its own
-            for override in sorted({overridden(r) for r in runs if r["config"]["mode"] == mode}) or [""]:
-                mine = [r for r in runs if r["config"]["mode"] == mode and overridden(r) == override]
-                by_holdout = [[r["metrics"] for r in mine if r["config"]["holdout"] == name] for name in MANIPULATIONS]
-                cells = [f"{100 * np.mean(a):.1f}" + (f" ± {100 * np.std(a, ddof=1):.1f}" if len(a) > 1 else "") + f" ({len(a)})" if a else "–"
-                         for a in ([m["accuracy"] for m in cell] for cell in by_holdout)]
-                means = {name: [np.mean([m[name] for m in cell]) for cell in by_holdout if cell] for name in ("accuracy", "auc")}
-                cells += [f"{100 * np.mean(means['accuracy']):.1f}", f"{np.mean(means['auc']):.3f}"] if len(means["auc"]) == 4 else ["–", "–"]
-                if not toy and not override:
-                    cells = [f"{cell} [{theirs:.2f}]" for cell, theirs in zip(cells, paper)] + cells[5:]
-                text.append(f"| {label}{override} | " + " | ".join(cells) + " |")
-        half = [1.96 * 100 * np.sqrt(0.8 * 0.2 / n) for n in videos]
-        text += ["", f"An accuracy near 80 % on {' or '.join(map(str, videos))} videos has a 95 % interval of about ± {' or '.join(f'{h:.1f}' for h in half)} points, "
-                 f"a mean of four hold-outs of ± {' or '.join(f'{h / 2:.1f}' for h in half)} at best (they share their originals): smaller differences bear no conclusion."]
-        if not toy:
-            off = [f"{label} {average:.2f} there, {np.mean(four):.2f} by Table 2" for label, *four, average in PAPER.values() if abs(np.mean(four) - average) > 0.011]
-            text.append(f"Averages of the paper's Table 3 that differ from its own Table 2: {'; '.join(off)}.")
-        text.append("")
-    return "\n".join(text)
+        group = config["data"] == "toy", config["mode"] == "dfdc_winner", json.dumps(settings, sort_keys=True)
+        run = *group, config["mode"], config["holdout"], config["seed"], config.get("overrides")
+        if run in first:
+            lines += [f"{first[run]} and {path} are the same case, hold-out and seed: only the first counts.", ""]
+            continue
+        first[run] = path
+        groups.setdefault(group, []).append(results)
+    for toy, settings, runs, joined in with_image_model(groups):
+        lines += one_table(toy, settings, runs, joined)
+    return "\n".join(lines)
+
+
+def with_image_model(groups):
+    """[(toy, settings, runs, whether the image model's runs have joined them)]. DFDC Winner looks at single frames with
+    settings of its own; its row stands in the other cases' table where it is the only one for this data, or the only
+    one that shares all settings but frames, size and clips."""
+    groups = [(toy, image_model, json.loads(settings), runs) for (toy, image_model, settings), runs in groups.items()]
+    rest = lambda settings: {name: value for name, value in settings.items() if name not in ("frames", "size", "clips")}
+    tables, joined = [], []
+    for toy, image_model, settings, runs in groups:
+        if image_model:
+            continue
+        same_data = lambda group: (group[0], group[2]["compression"]) == (toy, settings["compression"])
+        rows = [group for group in groups if group[1] and same_data(group)]
+        if len(rows) > 1:
+            rows = [group for group in rows if rest(group[2]) == rest(settings)]
+        if len(rows) == 1:
+            joined.append(rows[0])
+        tables.append((toy, settings, runs + (rows[0][3] if len(rows) == 1 else []), len(rows) == 1))
+    alone = [group for group in groups if group[1] and group not in joined]
+    return tables + [(toy, settings, runs, False) for toy, _, settings, runs in alone]
+
+
+def one_table(toy, settings, runs, joined):
+    """The lines of one table: a row for each case, one more for each combination of flags that is no preset."""
+    shown = ("frames", "size", "crop", "clips", "width", "epochs", "batch_size", "lr", "weight_decay", "accumulate", "balance",
+             "augment", "queue_size", "momentum", "temperature")
+    kind = "TOY data (a toy: its numbers say nothing about real deepfakes)" if toy else f"FaceForensics++ {settings['compression']}"
+    lines = [f"### {kind}", "",
+             "Settings: " + ", ".join(f"{name} {settings[name]}" for name in shown if name in settings)
+             + (" (DFDC Winner: single frames and settings of its own)" if joined else ""), "",
+             "Accuracy in % on originals + the held-out manipulation: mean ± standard deviation over seeds (number of seeds)"
+             + ("." if toy else "; in brackets the paper."), "",
+             f"| Type of training | {' | '.join(MANIPULATIONS)} | average (Table 3) | average AUC |", "|---" * 7 + "|"]
+    overrides = lambda run: f" [{run['config']['overrides']}]" if run["config"].get("overrides") else ""
+    for mode, (label, *paper) in PAPER.items():
+        of_mode = [run for run in runs if run["config"]["mode"] == mode]
+        for override in sorted(set(map(overrides, of_mode))) or [""]:
+            by_holdout = [[run["metrics"] for run in of_mode if (overrides(run), run["config"]["holdout"]) == (override, name)]
+                          for name in MANIPULATIONS]
+            cells = [over_seeds([found["accuracy"] for found in seeds]) for seeds in by_holdout]
+            mean = lambda name: np.mean([np.mean([found[name] for found in seeds]) for seeds in by_holdout])
+            cells += [f"{100 * mean('accuracy'):.1f}", f"{mean('auc'):.3f}"] if all(by_holdout) else ["–", "–"]
+            if not toy and not override:
+                cells = [f"{cell} [{theirs:.2f}]" for cell, theirs in zip(cells, paper)] + cells[len(paper):]
+            lines.append(f"| {label}{override} | {' | '.join(cells)} |")
+    videos = sorted({sum(v["class"] in ("original", run["config"]["holdout"]) for v in run["videos"]) for run in runs})
+    interval = lambda share: " or ".join(f"{share * 1.96 * 100 * np.sqrt(0.8 * 0.2 / n):.1f}" for n in videos)
+    lines += ["", f"An accuracy near 80 % on {' or '.join(map(str, videos))} videos has a 95 % interval of about ± {interval(1)} "
+                  f"points, a mean of four hold-outs of ± {interval(0.5)} at best (they share their originals): smaller "
+                  "differences bear no conclusion."]
+    if not toy:
+        off = [f"{label} {average:.2f} there, {np.mean(four):.2f} by Table 2" for label, *four, average in PAPER.values()
+               if abs(np.mean(four) - average) > 0.011]
+        lines.append(f"Averages of the paper's Table 3 that differ from its own Table 2: {'; '.join(off)}.")
+    return lines + [""]
+
+
+def over_seeds(accuracies):
+    """Mean ± standard deviation in %, and the number of seeds."""
+    if not accuracies:
+        return "–"
+    spread = f" ± {100 * np.std(accuracies, ddof=1):.1f}" if len(accuracies) > 1 else ""
+    return f"{100 * np.mean(accuracies):.1f}{spread} ({len(accuracies)})"
 
 
 # --- Pictures: OpenCV, BGR, white ground -------------------------------------------------------------------------------
 
-COLOURS = [(60, 60, 60), (40, 40, 220), (30, 140, 240), (200, 90, 30), (60, 160, 40), (170, 50, 150), (160, 160, 0), (100, 60, 140)]
+COLOURS = [(60, 60, 60), (40, 40, 220), (30, 140, 240), (200, 90, 30), (60, 160, 40), (170, 50, 150), (160, 160, 0),
+           (100, 60, 140)]
 
 
 def save_picture(picture, path):
@@ -461,7 +507,8 @@ def save_picture(picture, path):
 
 
 def write_on(picture, text, x, y, colour=(0, 0, 0), scale=0.45):
-    cv2.putText(picture, text.encode("ascii", "replace").decode(), (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
+    text = text.encode("ascii", "replace").decode()  # OpenCV's font knows no other letters
+    cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
 
 
 def strip(row, face, height=150):
@@ -472,7 +519,8 @@ def strip(row, face, height=150):
         frame = read_clip(row["path"], 1, (i + 0.5) / count)[0].copy()
         left, top, side = crop_square(*frame.shape[:2], face)
         cv2.rectangle(frame, (left, top), (left + side - 1, top + side - 1), (0, 200, 255), max(1, frame.shape[0] // 150))
-        pictures.append(cv2.resize(frame, (round(frame.shape[1] * height / frame.shape[0]), height), interpolation=cv2.INTER_AREA))
+        width = round(frame.shape[1] * height / frame.shape[0])
+        pictures.append(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
     frames = np.concatenate(pictures, axis=1)
     width = max(frames.shape[1], 560)
     chart = np.full((130, width, 3), 255, np.uint8)
@@ -492,8 +540,9 @@ def strip(row, face, height=150):
 
 
 def tile(picture, text, size=150):
-    """One captioned picture of a sheet."""
-    return cv2.copyMakeBorder(cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC), 24, 6, 6, 6, cv2.BORDER_CONSTANT, value=(255, 255, 255)), text
+    """One captioned picture of a sheet, with a white border to write on."""
+    picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)
+    return cv2.copyMakeBorder(picture, 24, 6, 6, 6, cv2.BORDER_CONSTANT, value=(255, 255, 255)), text
 
 
 def sheet(rows, titles):
@@ -536,20 +585,21 @@ def pictures(results, embeddings, out):
     fakes = sorted((v for v in videos if v["class"] in headline(config)), key=lambda v: v["score"])[:5]
     named = lambda v: f"{Path(v['path']).stem} {v['score']:.2f}"
     mistakes = sheet([[tile(frame(v), named(v)) for v in originals], [tile(frame(v), named(v)) for v in fakes]],
-                     [f"{toy}originals with the highest fake score", f"{' and '.join(headline(config))} with the lowest fake score"])
+                     [f"{toy}originals with the highest fake score",
+                      f"{' and '.join(headline(config))} with the lowest fake score"])
     centred = embeddings - embeddings.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     points = centred @ directions[:2].T
     points = 0.04 + 0.92 * (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     share = np.var(centred @ directions[:2].T, axis=0) / np.maximum(np.var(centred, axis=0).sum(), 1e-12)
-    canvas, place = axes(f"{toy}{config['mode']}, held out {config['holdout']}: test embeddings", f"1st principal component, {100 * share[0]:.0f} % of the variance",
-                         f"2nd, {100 * share[1]:.0f} %")
-    for name, colour in zip(("original", *MANIPULATIONS), COLOURS):
+    canvas, place = axes(f"{toy}{config['mode']}, held out {config['holdout']}: test embeddings",
+                         f"1st principal component, {100 * share[0]:.0f} % of the variance", f"2nd, {100 * share[1]:.0f} %")
+    for i, (name, colour) in enumerate(zip(("original", *MANIPULATIONS), COLOURS)):
+        filled = -1 if name == "original" or name in headline(config) else 1  # 1: only the outline, for the seen ones
         for v, point in zip(videos, points):
             if v["class"] == name:
-                cv2.circle(canvas, place(*point), 4, colour, -1 if name == "original" or name in headline(config) else 1, cv2.LINE_AA)
-    for i, (name, colour) in enumerate(zip(("original", *MANIPULATIONS), COLOURS)):
-        cv2.circle(canvas, (585, 60 + 24 * i), 5, colour, -1 if name == "original" or name in headline(config) else 1, cv2.LINE_AA)
+                cv2.circle(canvas, place(*point), 4, colour, filled, cv2.LINE_AA)
+        cv2.circle(canvas, (585, 60 + 24 * i), 5, colour, filled, cv2.LINE_AA)
         write_on(canvas, name + (" (held out)" if name == config["holdout"] else ""), 600, 65 + 24 * i)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in (("classes", classes), ("mistakes", mistakes), ("map", canvas)):
@@ -576,7 +626,8 @@ def roc_picture(runs):
         colour = COLOURS[i % len(COLOURS)]
         cv2.polylines(canvas, [np.array([place(a, b) for a, b in zip(x, y)])], False, colour, 2, cv2.LINE_AA)
         config, top = results["config"], 60 + 38 * i
-        write_on(canvas, f"{'TOY ' if config['data'] == 'toy' else ''}{config['holdout']} seed {config['seed']}: {results['metrics']['auc']:.3f}", 575, top, colour)
+        toy = "TOY " if config["data"] == "toy" else ""
+        write_on(canvas, f"{toy}{config['holdout']} seed {config['seed']}: {results['metrics']['auc']:.3f}", 575, top, colour)
         write_on(canvas, config["mode"], 575, top + 15, colour, 0.38)
     return canvas
 
@@ -585,26 +636,30 @@ def roc_picture(runs):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"eval.py: {message} (python eval.py --help shows every flag)\n")
-    parser.add_argument("checkpoint", nargs="?", help="best.pt or last.pt in a folder that train.py wrote")
-    parser.add_argument("--data", help="the FF++ tree, or toy; default: the one trained on")
-    parser.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), help="default: the one trained on")
-    parser.add_argument("--crop", help="only to make sure: refuses a checkpoint that was trained with another crop")
-    parser.add_argument("--video", nargs="+", metavar="FILE", help="score these videos of your own instead of FF++'s test split")
-    parser.add_argument("--real", metavar="DIR", help="with --fake: test on the videos below two folders of another dataset")
-    parser.add_argument("--fake", metavar="DIR", help="see --real")
-    parser.add_argument("--table", metavar="DIR", help="the paper's Tables 2 and 3 from all runs below this folder (needs no checkpoint)")
-    parser.add_argument("--roc", nargs="+", metavar="RUN", help="ROC curves of these runs in one picture, --out or roc.png (needs no checkpoint)")
-    parser.add_argument("--pictures", action="store_true", help="also classes.png, mistakes.png and map.png, next to the checkpoint")
-    parser.add_argument("--json", action="store_true", help="with --video: print JSON for machines")
-    parser.add_argument("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (train.py's --clips; with --video at least 16)")
-    parser.add_argument("--cache", metavar="DIR", help="train.py's cache of cropped frames (off)")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips at once (16)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
-    parser.add_argument("--out", help="where to write; default: results.json next to the checkpoint (results_other.json when --data, "
-                                      "--compression or --clips differ from training), with --video the folder video_scores")
+    flag = parser.add_argument
+    flag("checkpoint", nargs="?", help="best.pt or last.pt in a folder that train.py wrote")
+    flag("--data", help="the FF++ tree, or toy; default: the one trained on")
+    flag("--compression", choices=("c0", "raw", "c23", "c40"), help="default: the one trained on")
+    flag("--crop", help="only to make sure: refuses a checkpoint that was trained with another crop")
+    flag("--video", nargs="+", metavar="FILE", help="score these videos of your own instead of FF++'s test split")
+    flag("--real", metavar="DIR", help="with --fake: test on the videos below two folders of another dataset")
+    flag("--fake", metavar="DIR", help="see --real")
+    flag("--table", metavar="DIR", help="the paper's Tables 2 and 3 from all runs below this folder (needs no checkpoint)")
+    flag("--roc", nargs="+", metavar="RUN", help="ROC curves of these runs in one picture, --out or roc.png (needs no "
+                                                 "checkpoint)")
+    flag("--pictures", action="store_true", help="also classes.png, mistakes.png and map.png, next to the checkpoint")
+    flag("--json", action="store_true", help="with --video: print JSON for machines")
+    flag("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (train.py's --clips; with "
+                                   "--video at least 16)")
+    flag("--cache", metavar="DIR", help="train.py's cache of cropped frames (off)")
+    flag("--batch-size", type=int, default=16, help="clips at once (16)")
+    flag("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
+    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
+    flag("--out", help="where to write; default: results.json next to the checkpoint (results_other.json when --data, "
+                       "--compression or --clips differ from training), with --video the folder video_scores")
     args = parser.parse_args(argv)
     if args.clips is not None and args.clips < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error("--clips and --batch-size are at least 1, --workers at least 0")
@@ -640,34 +695,43 @@ def run(args):
     keep_freed_memory()
     encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
     if args.crop and args.crop != config["crop"]:
-        raise ValueError(f"--crop {args.crop}: {args.checkpoint} was trained with --crop {config['crop']} and knows faces of that size only")
-    clips, folder = args.clips or (max(16, config["clips"]) if args.video else config["clips"]), Path(args.checkpoint).parent
+        raise ValueError(f"--crop {args.crop}: {args.checkpoint} was trained with --crop {config['crop']} and knows faces of "
+                         "that size only")
+    clips = args.clips or (max(16, config["clips"]) if args.video else config["clips"])
+    folder = Path(args.checkpoint).parent
     if args.video:
         return score_files(encoder, classifier, config, args.video, clips, args.device, args.workers, args.batch_size,
                            Path(args.out or "video_scores"), args.json)
     if args.real:
-        rows = [(path, name, label) for name, label, place in (("original", 0, args.real), ("fake", 1, args.fake)) for path in videos_in(place)]
-        videos, unreadable, _ = evaluate(encoder, classifier, VideoList(rows, config, clips), args.device, args.batch_size, args.workers)
+        rows = [(path, "original", 0) for path in videos_in(args.real)] + [(path, "fake", 1) for path in videos_in(args.fake)]
+        dataset = VideoList(rows, config, clips)
+        videos, unreadable, _ = evaluate(encoder, classifier, dataset, args.device, args.batch_size, args.workers)
         for path in unreadable:
             print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
         found = measure(videos, ["fake"], with_intervals=True)
         out = Path(args.out or folder / "results_folders.json")
-        save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake, "metrics": found, "videos": videos, "unreadable": unreadable}, out)
+        save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake,
+                   "metrics": found, "videos": videos, "unreadable": unreadable}, out)
         print(f"{len(videos)} videos of {args.real} and {args.fake}:")
         for name in ("accuracy", "accuracy_real", "accuracy_fake", "auc", "ap", "eer"):
-            print(f"  {name:14} {found[name]:.3f}   95 % interval {found['intervals'][name][0]:.3f} to {found['intervals'][name][1]:.3f}")
+            low, high = found["intervals"][name]
+            print(f"  {name:14} {found[name]:.3f}   95 % interval {low:.3f} to {high:.3f}")
     else:
         root = "toy_ffpp" if args.data == "toy" else args.data or config["data_root"]
-        other = (root, args.compression or config["compression"], clips) != (config["data_root"], config["compression"], config["clips"])
-        config = {**config, "data_root": root, "data": "toy" if is_toy(root) else root, "compression": args.compression or config["compression"], "cache": args.cache}
-        # results.json is that of best.pt under the run's own protocol: tables compare like with like, the rest goes beside it.
+        compression = args.compression or config["compression"]
+        other = (root, compression, clips) != (config["data_root"], config["compression"], config["clips"])
+        data = config["data"] if not args.data else "toy" if args.data == "toy" or is_toy(root) else root
+        config = {**config, "data_root": root, "data": data, "compression": compression, "cache": args.cache}
+        # results.json is that of best.pt under the run's own protocol: tables compare like with like, all else goes beside it.
         stem = Path(args.checkpoint).stem
         name = "results_other.json" if other else "results.json" if stem == "best" else f"results_{stem}.json"
         out = Path(args.out or folder / name)
         kept = read_results(out) if out.is_file() and not args.out else {}
-        results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size, args.pictures)
+        results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size,
+                                   args.pictures)
         unreadable = results["unreadable"]
-        save_json({"checkpoint": args.checkpoint, **results, **{name: kept[name] for name in ("epoch", "last") if name in kept}}, out)
+        kept = {name: kept[name] for name in ("epoch", "last") if name in kept}  # what only train.py knows
+        save_json({"checkpoint": args.checkpoint, **results, **kept}, out)
         print(report(results, "test"))
         if args.pictures:
             print("pictures:", ", ".join(map(str, pictures(results, embeddings, folder))))

@@ -227,7 +227,7 @@ def _read_checkpoint(source):
             return S3D_Weights.KINETICS400_V1.get_state_dict(progress=True, check_hash=True)
         if source == "coclr":
             return torch.hub.load_state_dict_from_url(COCLR_URL, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network (urllib's errors are OSErrors), or a broken download
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network (an OSError), or a broken download
         url = COCLR_URL if source == "coclr" else S3D_Weights.KINETICS400_V1.url
         raise FileNotFoundError(f"could not download {url} ({error}): fetch it on another machine and put it into "
                                 f"{Path(torch.hub.get_dir()) / 'checkpoints'}, or name the file itself") from None

@@ -179,9 +179,9 @@ def explain(nets, args, batch):
     for name in losses:
         stream, kind = name.split("_")
         head = f"{stream}_{'classifier' if kind == 'ce' else 'projection'}"
-        keys = f" <-- {stream}_queue <-- ema_{stream}_projection <-- ema_encoder <-- earlier clips" if kind == "contrast" else ""
+        keys = f" <-- {stream}_queue <-- ema_{stream}_projection <-- ema_encoder <-- earlier clips"
         cut = name == "bin_ce" and args.bin_ce == "cut"
-        print(f"                          |\n                          +--> {head} --> L_{name}{keys}")
+        print(f"                          |\n                          +--> {head} --> L_{name}{keys if kind == 'contrast' else ''}")
         print(f"           {'               X' if cut else 'encoder <====== '} <== {head} <== L_{name}")
     print(f"\nmeasured on one batch of {len(clip)} clips: norm of the gradient of each loss in each module (. = none)\n")
     width = max(map(len, modules)) + 2
@@ -233,7 +233,8 @@ def train(args):
                               args.clips, args.crop, augment=args.augment, cache=args.cache)
     train_set, val_set, test_set = read("train"), read("val"), evaluation.test_set(vars(args), args.clips)
     multi_classes = max(train_set.multi) + 1
-    nets = build_networks(argparse.Namespace(**{**vars(args), "init": "random"}) if resuming else args, multi_classes).to(device)
+    start = argparse.Namespace(**{**vars(args), "init": "random"}) if resuming else args  # last.pt's weights come below
+    nets = build_networks(start, multi_classes).to(device)
     if ranks > 1 and not rank:
         dist.barrier()
 
@@ -250,8 +251,11 @@ def train(args):
     # Under torchrun the trained networks average their gradients over all processes in backward(); compute_losses does
     # not notice. BatchNorm normalises by the process's own clips (as in MoCo).
     trained = {name: net for name, net in nets.items() if any(p.requires_grad for p in net.parameters())}
-    parallel = {name: DistributedDataParallel(net, broadcast_buffers=False) for name, net in trained.items()} if ranks > 1 else {}
-    optimizer = torch.optim.AdamW([p for net in trained.values() for p in net.parameters()], lr=args.lr, weight_decay=args.weight_decay)
+    parallel = {}
+    if ranks > 1:
+        parallel = {name: DistributedDataParallel(net, broadcast_buffers=False) for name, net in trained.items()}
+    weights = [p for net in trained.values() for p in net.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=args.weight_decay)
     describe(args, nets, train_set, val_set, test_set, ranks)
     if args.explain:
         return explain(nets, args, [part.to(device) for part in next(iter(loader))])
@@ -262,8 +266,8 @@ def train(args):
     rows, best, first_epoch = [], None, 0
     if resuming:
         checkpoint = load_last(out / "last.pt", args)
-        for name, state in {**checkpoint["others"], "encoder": checkpoint["encoder"], "bin_classifier": checkpoint["bin_classifier"]}.items():
-            nets[name].load_state_dict(state)
+        for name in nets:
+            nets[name].load_state_dict(checkpoint[name] if name in checkpoint else checkpoint["others"][name])
         optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"]:  # empty but for fp16
             scaler.load_state_dict(checkpoint["scaler"])
@@ -288,29 +292,32 @@ def train(args):
         for step in range(1, steps + 1):
             parts = []
             while len(parts) < args.accumulate:
-                *part, video = next(loaded)                                # clip (B, 3, T, H, W) uint8, y_bin (B,), y_mult (B,), video (B,)
-                name_broken({-1 - v for v in video.tolist() if v < 0}, train_set, broken)  # FFPP's sign for a video that cannot be read
+                *part, video = next(loaded)  # clip (B, 3, T, H, W) uint8, y_bin (B,), y_mult (B,); video (B,)
+                name_broken({-1 - v for v in video.tolist() if v < 0}, train_set, broken)  # < 0: it cannot be read
                 parts.append([tensor.to(device, non_blocking=True) for tensor in part])
             at = epoch * steps + step
+            lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))  # warm-up times cosine
             for group in optimizer.param_groups:
-                group["lr"] = lr = args.lr * min(1, at / min(50, total)) * 0.5 * (1 + math.cos(math.pi * at / total))  # warm-up times cosine
+                group["lr"] = lr
             # EfficientNet drops layers at random: a resumed run must drop the same, two processes different ones.
             torch.manual_seed((args.seed * 1_000_003 + at) * ranks + rank)
             try:
                 measured = training_step(nets, parallel, args, parts, optimizer, scaler)
             except FloatingPointError as error:
+                good = f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished"
                 raise FloatingPointError(f"{error} at epoch {epoch + 1}, step {step}: stopped before it reached the weights; "
-                                         + (f"the last good state is {out / 'last.pt'}" if rows else "no epoch was finished") + " (a smaller --lr may help)") from None
+                                         f"{good} (a smaller --lr may help)") from None
             for name in measured[0]:
                 history.setdefault(name, []).extend(values[name] for values in measured)
             speed = (at - done_before) * args.batch_size / (time.time() - started)
-            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  "
-                     + "  ".join(f"L_{name.removeprefix('loss_')} {value:.3f}" for name, value in measured[-1].items() if name.startswith("loss_"))
-                     + f"  {speed:.0f} clips/s  {clock((total - at) * args.batch_size / speed)} left", step == steps)
+            now = "  ".join(f"L_{name[5:]} {value:.3f}" for name, value in measured[-1].items() if name.startswith("loss_"))
+            progress(f"epoch {epoch + 1}/{args.epochs} step {step}/{steps}  {now}  {speed:.0f} clips/s  "
+                     f"{clock((total - at) * args.batch_size / speed)} left", step == steps)
 
         for buffer in nets["encoder"].buffers() if ranks > 1 else ():
             dist.broadcast(buffer, 0)  # BatchNorm's running statistics: those of the first process for all
-        videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device, args.batch_size, args.workers)
+        videos, unreadable, _ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_set, device,
+                                                    args.batch_size, args.workers)
         val = evaluation.metrics([v["label"] for v in videos], [v["score"] for v in videos])
         gathered = evaluation.from_all_ranks((history, broken))
         name_broken(set().union(*(theirs for _, theirs in gathered)), train_set, broken)
@@ -318,12 +325,13 @@ def train(args):
         for name in history:
             values = [value for theirs, _ in gathered for value in theirs[name]]
             means[name] = float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
-        row = {"epoch": epoch + 1, "step": at, "lr": lr, **means,
-               "val_accuracy": val["accuracy"], "val_auc": val["auc"], "broken_videos": len(broken),
-               "clips_per_second": steps * args.batch_size / (time.time() - epoch_started), "seconds": time.time() - epoch_started}
+        seconds = time.time() - epoch_started
+        row = {"epoch": epoch + 1, "step": at, "lr": lr, **means, "val_accuracy": val["accuracy"], "val_auc": val["auc"],
+               "broken_videos": len(broken), "clips_per_second": steps * args.batch_size / seconds, "seconds": seconds}
         rows.append(row)
         print(f"  validation on seen manipulations: accuracy {100 * val['accuracy']:.1f} %, AUC {val['auc']:.3f}"
-              + "".join(f"; {s} similarity to positives {row[f'similarity_{s}_positive']:.2f}, to negatives {row[f'similarity_{s}_negative']:.2f}" for s in contrastive_streams(args)))
+              + "".join(f"; {stream} similarity to positives {means[f'similarity_{stream}_positive']:.2f}, "
+                        f"to negatives {means[f'similarity_{stream}_negative']:.2f}" for stream in contrastive_streams(args)))
         if unreadable:
             print(f"  left out of validation, cannot be read: {', '.join(unreadable)}")
         better = best is None or (val["auc"], val["accuracy"]) >= (best["auc"], best["accuracy"])  # later wins a tie
@@ -333,8 +341,9 @@ def train(args):
                      "encoder": nets["encoder"].state_dict(), "bin_classifier": nets["bin_classifier"].state_dict()}
             if better:
                 save(state, out / "best.pt")
-            others = {name: net.state_dict() for name, net in nets.items() if name not in ("encoder", "bin_classifier")}
-            save({**state, "others": others, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "log": rows, "best": best}, out / "last.pt")
+            others = {name: net.state_dict() for name, net in nets.items() if name not in state}
+            save({**state, "others": others, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                  "log": rows, "best": best}, out / "last.pt")
             write_log(rows, out / "log.csv")
             for name, value in row.items() if writer else ():
                 writer.add_scalar(name, value, at)
@@ -352,7 +361,8 @@ def test_at_last(args, out, best_epoch, device):
     results = {}
     for name in ("best",) if best_epoch == args.epochs else ("best", "last"):  # the same weights at the same epoch
         encoder, classifier, config = evaluation.load_checkpoint(out / f"{name}.pt", device)
-        config = {**config, "data": args.data, "data_root": args.data_root, "cache": args.cache}  # a resumed run may find them elsewhere
+        # A resumed run may find its data elsewhere.
+        config = {**config, "data": args.data, "data_root": args.data_root, "cache": args.cache}
         results[name], _ = evaluation.test(encoder, classifier, config, args.clips, device, args.workers, args.batch_size)
     last = results.get("last", results["best"])
     return {"checkpoint": str(out / "best.pt"), "epoch": best_epoch, **results["best"], "last": last["metrics"]}
@@ -364,34 +374,43 @@ def settings(args, ranks):
     case = {**MODES[args.mode], **{name: value for name, value in PRESETS[args.preset].items() if name == "init"}}
     config["overrides"] = ", ".join(f"{name} {config[name]}" for name, value in case.items() if config[name] != value)
     config["processes"] = ranks
-    config["versions"] = dict(python=platform.python_version(), torch=str(torch.__version__), torchvision=torchvision.__version__,
-                              numpy=np.__version__, opencv=cv2.__version__)
+    config["versions"] = dict(python=platform.python_version(), torch=str(torch.__version__),
+                              torchvision=torchvision.__version__, numpy=np.__version__, opencv=cv2.__version__)
     return config
 
 
 def describe(args, nets, train_set, val_set, test_set, ranks):
-    print(f"{args.mode}, held out: {args.holdout}; seed {args.seed}; {f'{ranks} processes; ' if ranks > 1 else ''}device {args.device}; preset {args.preset}"
-          + (" (the TOY FF++: its numbers say nothing about real deepfakes)" if args.data == "toy" else ""))
-    print(f"L_bin_ce {args.bin_ce}" + "".join(f", L_{name}" for name in ("bin_contrast", "mult_ce", "mult_contrast") if getattr(args, name))
-          + f"; encoder from {args.init}, {sum(p.numel() for p in nets['encoder'].parameters()):,} parameters")
-    for split, videos in (("train", train_set), ("val", val_set), ("test", test_set)):
-        print(f"{split:5} {len(videos.videos):5} videos: " + ", ".join(f"{n} {name}" for name, n in videos.counts.items())
-              + (f" ({sum(name == 'original' or name in evaluation.headline(vars(args)) for _, name, _ in videos.videos)} of them the test itself, the others beside it)" if split == "test" else "")
-              + (f"; not on disk: {', '.join(f'{n} {name}' for name, n in videos.missing.items() if n)}" if any(videos.missing.values()) else ""))
-        lost = {target for _, _, target in videos.videos if not videos.faces.get(target)} if args.crop != "frame" else ()
+    """What is about to be trained, on what."""
+    toy = " (the TOY FF++: its numbers say nothing about real deepfakes)" if args.data == "toy" else ""
+    print(f"{args.mode}, held out: {args.holdout}; seed {args.seed}; {f'{ranks} processes; ' if ranks > 1 else ''}"
+          f"device {args.device}; preset {args.preset}{toy}")
+    others = "".join(f", L_{name}" for name in ("bin_contrast", "mult_ce", "mult_contrast") if getattr(args, name))
+    print(f"L_bin_ce {args.bin_ce}{others}; encoder from {args.init}, "
+          f"{sum(p.numel() for p in nets['encoder'].parameters()):,} parameters")
+    for split, dataset in (("train", train_set), ("val", val_set), ("test", test_set)):
+        line = f"{split:5} {len(dataset.videos):5} videos: {', '.join(f'{n} {name}' for name, n in dataset.counts.items())}"
+        if split == "test":
+            headline = sum(dataset.counts[name] for name in ("original", *evaluation.headline(vars(args))))
+            line += f" ({headline} of them the test itself, the others beside it)"
+        if any(dataset.missing.values()):
+            line += f"; not on disk: {', '.join(f'{n} {name}' for name, n in dataset.missing.items() if n)}"
+        print(line)
+        targets = {target for _, _, target in dataset.videos}
+        lost = {target for target in targets if not dataset.faces.get(target)} if args.crop != "frame" else ()
         if lost:
-            print(f"      no face found in {len(lost)} of {len({v[2] for v in videos.videos})} originals: the centred square is taken there")
+            print(f"      no face found in {len(lost)} of {len(targets)} originals: the centred square is taken there")
 
 
 def print_chance(args, train_set, sampler):
     """What always predicting the labels' frequencies costs: their entropy, for cross-entropy and for Eq. 1 alike (there,
     with all similarities equal, the positives' share of the sum is their share of the queue)."""
     chance = {}
-    for stream, labels in (("bin", train_set.binary), ("mult", train_set.multi)):
+    for stream, labels in (("binary", train_set.binary), ("multi-class", train_set.multi)):
         share = torch.tensor([labels[i] for i, _ in sampler]).bincount().double() / len(sampler)
         chance[stream] = -(share * share.clamp_min(1e-12).log()).sum().item()
-    print(f"chance: binary losses {chance['bin']:.3f}" + (f", multi-class losses {chance['mult']:.3f}" if args.mult_ce or args.mult_contrast else "")
-          + "; a loss that stays there has learned nothing")
+    streams = ("binary", "multi-class") if args.mult_ce or args.mult_contrast else ("binary",)
+    print(f"chance: {', '.join(f'{stream} losses {chance[stream]:.3f}' for stream in streams)}; "
+          "a loss that stays there has learned nothing")
 
 
 def name_broken(found, train_set, broken):
@@ -400,15 +419,17 @@ def name_broken(found, train_set, broken):
         broken.add(video)
         print(f"\ncannot be read, another clip of its class stands in: {train_set.videos[video][0]}")
     if len(broken) > max(1, 0.01 * len(train_set.videos)):
+        first = ", ".join(str(train_set.videos[video][0]) for video in sorted(broken)[:5])
         raise ValueError(f"{len(broken)} of {len(train_set.videos)} training videos cannot be read, more than 1 %: "
-                         f"check the download ({', '.join(str(train_set.videos[video][0]) for video in sorted(broken)[:5])}, ...)")
+                         f"check the download ({first}, ...)")
 
 
 def load_last(path, args):
     """The last.pt to go on from. Raises ValueError for one that cannot be read safely, or that other settings made."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"config", "encoder", "bin_classifier", "others", "optimizer", "scaler", "log", "best", "epoch"} - checkpoint.keys()
+        parts = {"config", "encoder", "bin_classifier", "others", "optimizer", "scaler", "log", "best", "epoch"}
+        missing = parts - checkpoint.keys()
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
                          "train anew with --overwrite") from None
@@ -424,7 +445,8 @@ def finished(results, out):
     return (f"\n{evaluation.report(results, f'test of the checkpoint chosen on validation, epoch ' + str(results['epoch']))}\n"
             f"  the last checkpoint: accuracy {100 * last['accuracy']:.1f} % (originals {100 * last['accuracy_real']:.1f} %, "
             f"fakes {100 * last['accuracy_fake']:.1f} %), AUC {last['auc']:.3f}\n"
-            f"written: {out} (best.pt, last.pt, log.csv, config.json, results.json)\nnext:    python eval.py {out / 'best.pt'} --pictures")
+            f"written: {out} (best.pt, last.pt, log.csv, config.json, results.json)\n"
+            f"next:    python eval.py {out / 'best.pt'} --pictures")
 
 
 @torch.no_grad()
@@ -467,7 +489,8 @@ def clock(seconds):
 def progress(text, last, printed=[0.0]):
     """One line that renews itself in a terminal; in a log file a line every ten seconds."""
     if sys.stdout.isatty():
-        print("\r" + text[:shutil.get_terminal_size().columns - 1].ljust(shutil.get_terminal_size().columns - 1), end="\n" if last else "", flush=True)
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + text[:width].ljust(width), end="\n" if last else "", flush=True)
     elif last or time.time() - printed[0] > 10:
         printed[0] = time.time()
         print(text, flush=True)
@@ -476,69 +499,86 @@ def progress(text, last, printed=[0.0]):
 # --- Flags ---------------------------------------------------------------------------------------------------------
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"train.py: {message} (python train.py --help explains every flag)\n")
     switch = dict(action=argparse.BooleanOptionalAction, default=None)
     both = lambda name: f"(toy {PRESETS['toy'][name]}, real data {PRESETS['paper'][name]})"
 
-    case = parser.add_argument_group("the case")
-    case.add_argument("--mode", choices=MODES, default="bin_contrastive", help="a row of Table 2: sets --bin-ce, --bin-contrast, --mult-ce, --mult-contrast and --init (bin_contrastive)")
-    case.add_argument("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="the manipulation kept for the test (DF)")
-    case.add_argument("--bin-ce", choices=("grad", "cut"), help="the binary classifier's cross-entropy reaches the encoder, or is cut at the embedding")
-    case.add_argument("--bin-contrast", **switch, help="Eq. 1 with the labels original, manipulated")
-    case.add_argument("--mult-ce", **switch, help="cross-entropy of a second classifier: which manipulation")
-    case.add_argument("--mult-contrast", **switch, help="Eq. 1 with the labels original, 1st, 2nd, ... manipulation")
-    case.add_argument("--init", help="the encoder's starting weights: kinetics400, coclr, random, or the path of a checkpoint "
-                                     "(real data: the paper's choice for the mode; toy: random)")
+    flag = parser.add_argument_group("the case").add_argument
+    flag("--mode", choices=MODES, default="bin_contrastive",
+         help="a row of Table 2: sets --bin-ce, --bin-contrast, --mult-ce, --mult-contrast and --init (bin_contrastive)")
+    flag("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="the manipulation kept for the test (DF)")
+    flag("--bin-ce", choices=("grad", "cut"),
+         help="the binary classifier's cross-entropy reaches the encoder, or is cut at the embedding")
+    flag("--bin-contrast", **switch, help="Eq. 1 with the labels original, manipulated")
+    flag("--mult-ce", **switch, help="cross-entropy of a second classifier: which manipulation")
+    flag("--mult-contrast", **switch, help="Eq. 1 with the labels original, 1st, 2nd, ... manipulation")
+    flag("--init", help="the encoder's starting weights: kinetics400, coclr, random, or the path of a checkpoint "
+                        "(real data: the paper's choice for the mode; toy: random)")
 
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="toy", help="the FF++ tree, or toy: rendered into toy_ffpp/ on first use (toy). It also chooses the "
-                                                    "defaults below: small ones for the toy, those of CoCLR for real data")
-    data.add_argument("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="(c23)")
-    data.add_argument("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: the centred "
-                                     "square; or a JSON file {target id: [x, y, width, height]} (face)")
-    data.add_argument("--cache", metavar="DIR", help="keep every video's cropped frames there as raw bytes, and decode each video once only; takes "
-                                                     "3 x size x size bytes per frame: 49 kB at 128 px, about 25 GB per 500,000 frames (off)")
-    data.add_argument("--frames", type=int, help=f"consecutive frames in a clip {both('frames')[:-1]}; dfdc_winner 1)")
-    data.add_argument("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 48, 380)")
-    data.add_argument("--balance", choices=("binary", "none"), default="binary", help="binary: each fake is drawn with its own original, half of each "
-                                                                                      "batch is original; none: each video once, 3 fakes to 1 original (binary)")
-    data.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="random crop, flip and colours, alike over a clip (on)")
-    data.add_argument("--clips", type=int, help=f"evenly spaced clips per video in validation and test {both('clips')[:-1]}; dfdc_winner 8, 32)")
-    data.add_argument("--workers", type=int, help=f"processes that read videos; any number gives the same result {both('workers')}")
+    flag = parser.add_argument_group("data").add_argument
+    flag("--data", default="toy",
+         help="the FF++ tree, or toy: rendered into toy_ffpp/ on first use (toy). It also chooses the defaults below: small "
+              "ones for the toy, those of CoCLR for real data")
+    flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="(c23)")
+    flag("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: "
+                        "the centred square; or a JSON file {target id: [x, y, width, height]} (face)")
+    flag("--cache", metavar="DIR",
+         help="keep every video's cropped frames there as raw bytes, and decode each video once only; takes 3 x size x size "
+              "bytes per frame: 49 kB at 128 px, about 25 GB per 500,000 frames (off)")
+    flag("--frames", type=int, help=f"consecutive frames in a clip {both('frames')[:-1]}; dfdc_winner 1)")
+    flag("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 48, 380)")
+    flag("--balance", choices=("binary", "none"), default="binary",
+         help="binary: each fake is drawn with its own original, half of each batch is original; none: each video once, "
+              "3 fakes to 1 original (binary)")
+    flag("--augment", action=argparse.BooleanOptionalAction, default=True,
+         help="random crop, flip and colours, alike over a clip (on)")
+    flag("--clips", type=int,
+         help=f"evenly spaced clips per video in validation and test {both('clips')[:-1]}; dfdc_winner 8, 32)")
+    flag("--workers", type=int, help=f"processes that read videos; any number gives the same result {both('workers')}")
 
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, help=both("epochs"))
-    training.add_argument("--batch-size", type=int, help=f"clips per optimiser step, of all processes together {both('batch_size')}")
-    training.add_argument("--accumulate", type=int, default=1, help="cut the batch into this many parts, one after the other, where it does not fit into "
-                                                                    "memory; the queue and the EMA still move once per step, BatchNorm sees a part (1)")
-    training.add_argument("--lr", type=float, help=f"AdamW's learning rate, times 50 steps of warm-up, times a cosine from 1 to 0 {both('lr')}")
-    training.add_argument("--weight-decay", type=float, default=1e-5, help="(1e-5, that of CoCLR's pre-training)")
-    training.add_argument("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
-    training.add_argument("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
-    training.add_argument("--momentum", type=float, help=f"m of the EMA encoder {both('momentum')}")
-    training.add_argument("--width", type=float, help=f"scales the channels of S3D; dfdc_winner: B7 from 1 on, else B0 {both('width')}")
-    training.add_argument("--seed", type=int, default=0, help="of weights, order, clips and augmentation (0)")
-    training.add_argument("--device", help="cpu, cuda, cuda:1, mps (cuda where there is one, else cpu)")
-    training.add_argument("--compile", action="store_true", help="torch.compile the encoder: slow to start, then faster on a GPU")
-    training.add_argument("--threads", type=int, help=f"CPU threads of the networks, 0: torch's choice; another number rounds differently {both('threads')}")
-    training.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="autocast of the networks; losses stay in fp32 (CUDA: bf16, or fp16 where it lacks that; else fp32)")
+    flag = parser.add_argument_group("training").add_argument
+    flag("--epochs", type=int, help=both("epochs"))
+    flag("--batch-size", type=int, help=f"clips per optimiser step, of all processes together {both('batch_size')}")
+    flag("--accumulate", type=int, default=1,
+         help="cut the batch into this many parts, one after the other, where it does not fit into memory; the queue and "
+              "the EMA still move once per step, BatchNorm sees a part (1)")
+    flag("--lr", type=float,
+         help=f"AdamW's learning rate, times 50 steps of warm-up, times a cosine from 1 to 0 {both('lr')}")
+    flag("--weight-decay", type=float, default=1e-5, help="(1e-5, that of CoCLR's pre-training)")
+    flag("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
+    flag("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
+    flag("--momentum", type=float, help=f"m of the EMA encoder {both('momentum')}")
+    flag("--width", type=float, help=f"scales the channels of S3D; dfdc_winner: B7 from 1 on, else B0 {both('width')}")
+    flag("--seed", type=int, default=0, help="of weights, order, clips and augmentation (0)")
+    flag("--device", help="cpu, cuda, cuda:1, mps (cuda where there is one, else cpu)")
+    flag("--compile", action="store_true", help="torch.compile the encoder: slow to start, then faster on a GPU")
+    flag("--threads", type=int,
+         help=f"CPU threads of the networks, 0: torch's choice; another number rounds differently {both('threads')}")
+    flag("--precision", choices=("fp32", "bf16", "fp16"),
+         help="autocast of the networks; losses stay in fp32 (CUDA: bf16, or fp16 where it lacks that; else fp32)")
 
-    run = parser.add_argument_group("the run")
-    run.add_argument("--out", help="folder for weights, log and results (runs/<mode>_<holdout>_seed<seed>)")
-    run.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run in --out; where there is none, start it")
-    run.add_argument("--overwrite", action="store_true", help="train anew in a folder that holds a run")
-    run.add_argument("--explain", action="store_true", help="print the gradient-flow diagram and the measured gradients, train nothing")
+    flag = parser.add_argument_group("the run").add_argument
+    flag("--out", help="folder for weights, log and results (runs/<mode>_<holdout>_seed<seed>)")
+    flag("--resume", action="store_true",
+         help="go on after the last whole epoch of the run in --out; where there is none, start it")
+    flag("--overwrite", action="store_true", help="train anew in a folder that holds a run")
+    flag("--explain", action="store_true", help="print the gradient-flow diagram and the measured gradients, train nothing")
 
     known, _ = parser.parse_known_args(argv)
     preset = "toy" if known.data == "toy" or is_toy(known.data) else "paper"
-    parser.set_defaults(**{**MODES[known.mode], **PRESETS[preset], **(SINGLE_FRAMES[preset] if known.mode == "dfdc_winner" else {})})
+    parser.set_defaults(**{**MODES[known.mode], **PRESETS[preset]})
+    if known.mode == "dfdc_winner":
+        parser.set_defaults(**SINGLE_FRAMES[preset])
     args = parser.parse_args(argv)
     args.preset, args.data_root = preset, "toy_ffpp" if args.data == "toy" else args.data
     args.data = "toy" if preset == "toy" else args.data
     args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
     if not args.device:
-        args.device = "cpu" if not torch.cuda.is_available() else f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's: a GPU for each process
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     if args.precision is None:
         cuda = args.device.startswith("cuda")
         args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -552,7 +592,8 @@ def parse(argv=None):
         (args.batch_size < 2, f"--batch-size {args.batch_size}: BatchNorm needs at least 2 clips"),
         (args.accumulate < 1, f"--accumulate {args.accumulate}: at least 1"),
         (args.batch_size % (args.accumulate * ranks) or args.batch_size // (args.accumulate * ranks) < 2,
-         f"--batch-size {args.batch_size}: {ranks} processes with --accumulate {args.accumulate} must each get the same number of clips, at least 2"),
+         f"--batch-size {args.batch_size}: {ranks} processes with --accumulate {args.accumulate} must each get the same "
+         "number of clips, at least 2"),
         (args.queue_size < 1, f"--queue-size {args.queue_size}: at least one key"),
         (args.epochs < 1, f"--epochs {args.epochs}: at least one"),
         (args.clips < 1, f"--clips {args.clips}: at least one"),
@@ -594,7 +635,9 @@ def existing_run(args):
         results = evaluation.read_results(out / "results.json")
         if "last" in results:  # written by this file at the end; eval.py alone does not finish a run
             return "finished", results
-    return ("continue", None) if args.resume else ("refused", f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew")
+    if args.resume:
+        return "continue", None
+    return "refused", f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew"
 
 
 def main(argv=None):
@@ -621,11 +664,13 @@ def main(argv=None):
         if "out of memory" in str(error):
             sys.exit("train.py: out of memory: a larger --accumulate, or a smaller --batch-size, --frames or --size helps")
         if "DataLoader worker" in str(error):
-            sys.exit("train.py: a process that reads videos was killed: too little (shared) memory for --workers, a smaller number helps")
+            sys.exit("train.py: a process that reads videos was killed: too little (shared) memory for --workers, "
+                     "a smaller number helps")
         raise
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; " + ("every whole epoch is saved: the same command with --resume (and without --overwrite) goes on from there"
-                                     if (out / "last.pt").is_file() and not args.explain else "no epoch was finished"))
+        saved = (out / "last.pt").is_file() and not args.explain
+        sys.exit("\ninterrupted; " + ("every whole epoch is saved: the same command with --resume (and without --overwrite) "
+                                     "goes on from there" if saved else "no epoch was finished"))
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
@@ -637,7 +682,8 @@ def join_processes(device):
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=2))  # the first may download or render
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while the first downloads or renders
     if dist.get_rank():
         sys.stdout = open(os.devnull, "w")
 

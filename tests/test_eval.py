@@ -96,6 +96,9 @@ def test_a_video_that_cannot_be_read_is_named_counted_and_tells_by_the_exit_stat
     bad.write_text("no video")
     result = run(tmp_path, "eval.py", folder / "best.pt", "--out", "results.json")
     assert result.returncode != 0 and bad.name in result.stderr and "Traceback" not in result.stderr and "NOT SCORED" in result.stdout
+    assert "TOY" in result.stdout
+    (tmp_path / "toy_ffpp" / "TOY.txt").unlink()  # what was trained on the toy stays a toy
+    assert "TOY" in run(tmp_path, "eval.py", folder / "best.pt", "--out", "results.json").stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert [Path(p).name for p in results["unreadable"]] == [bad.name] and len(results["videos"]) == 19
 
@@ -166,6 +169,14 @@ def test_the_table_averages_over_seeds_and_stands_beside_the_papers(tmp_path):
     assert evaluation.table(tmp_path).count("### ") == 3
     assert "± 4.7 points" in text and "76.17 there, 76.37 by Table 2" in text and "75.98 there, 75.88 by Table 2" in text
     assert text.count("there,") == 2
+
+
+def test_with_several_settings_the_image_model_joins_the_cases_that_share_the_rest(tmp_path):
+    for epochs, accuracy in ((30, 0.60), (50, 0.50)):
+        fake_run(tmp_path / str(epochs), "bin_ce", "DF", 0, 0.80, epochs=epochs)
+        fake_run(tmp_path / str(epochs), "dfdc_winner", "DF", 0, accuracy, epochs=epochs, frames=1, size=380)
+    first, second = evaluation.table(tmp_path).split("### ")[1:]
+    assert "epochs 30" in first and "Winner | 60.0 (1)" in first and "epochs 50" in second and "Winner | 50.0 (1)" in second
 
 
 def test_toys_and_other_settings_never_share_a_table(tmp_path):

@@ -241,31 +241,36 @@ def find_face(path):
     return max(found)[1] if found else None
 
 
-def find_faces(originals, file):
-    """{id: face box or None} for {id: path of an original}, kept in the JSON `file` so that each is searched once."""
+def find_faces(videos, file):
+    """{name: face box or None} for {name: path of a video}, kept in the JSON `file` so that each is searched once."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        faces = dict(json.loads(file.read_text())) if file.is_file() else {}
-    except (ValueError, TypeError):  # damaged: searched anew
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        faces = {name: box for name, box in known.items() if box is None or is_box(box)}
+    except (ValueError, TypeError, AttributeError):  # damaged: searched anew
         faces = {}
-    missing = sorted(set(originals) - set(faces))
+    missing = sorted(set(videos) - set(faces))
     if missing:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, (name, face) in enumerate(zip(missing, pool.map(find_face, [originals[n] for n in missing])), 1):
+            for done, (name, face) in enumerate(zip(missing, pool.map(find_face, [videos[name] for name in missing])), 1):
                 faces[name] = face
                 if done % 50 == 0 or done == len(missing):
-                    print(f"finding faces: {done}/{len(missing)} originals", file=sys.stderr)
+                    print(f"finding faces: {done}/{len(missing)} videos", file=sys.stderr)
                     temporary = file.with_suffix(f".{os.getpid()}")
                     # None is kept only where a video was searched: a broken one may be downloaded again.
-                    known = {n: face for n, face in faces.items() if face or n not in originals or searchable(originals[n])}
-                    temporary.write_text(json.dumps(known))
+                    kept = {n: face for n, face in faces.items() if face or n not in videos or searchable(videos[n])}
+                    temporary.write_text(json.dumps(kept))
                     temporary.replace(file)
     return faces
 
 
 def searchable(path):
     return hasattr(cv2, "CascadeClassifier") and load_clip(path, None, 1, 8, 0.5) is not None
+
+
+def is_box(box):
+    return len(box) == 4 and bool(np.isfinite(box).all()) and min(box[2:]) >= 1
 
 
 def read_boxes(file):
@@ -275,7 +280,7 @@ def read_boxes(file):
     try:
         boxes = json.loads(Path(file).read_text(encoding="utf-8"))
         boxes = {str(name): box and tuple(float(v) for v in box) for name, box in boxes.items()}
-        if not all(box is None or len(box) == 4 and np.isfinite(box).all() and min(box[2:]) >= 1 for box in boxes.values()):
+        if not all(box is None or is_box(box) for box in boxes.values()):
             raise ValueError("a box is not four finite numbers with a width and height of at least 1")
         return boxes
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -306,8 +311,8 @@ class FFPP(Dataset):
         if classes is None:
             classes = ["original", *([holdout] if split == "test" and holdout != "none" else seen)]
         on_disk = list_videos(root, compression)
-        self.frames, self.size, self.random, self.cache = frames, size, split == "train", cache
-        self.clips = 1 if self.random else clips
+        self.frames, self.size, self.training, self.cache = frames, size, split == "train", cache
+        self.clips = 1 if self.training else clips
         self.videos = [(on_disk[name][target], name, target)
                        for name in classes for target in SPLITS[split] if target in on_disk[name]]
         self.binary = [int(name != "original") for _, name, _ in self.videos]
@@ -321,15 +326,16 @@ class FFPP(Dataset):
         if crop == "face":
             key = hashlib.sha1(repr((str(Path(root).resolve()), compression, FACE_FINDER)).encode()).hexdigest()[:8]
             # Searched in the original; where that is not on disk, in the fake itself.
-            originals = {target: on_disk["original"].get(target, path) for path, _, target in self.videos}
-            self.faces = find_faces(originals, Path("runs") / f"faces_{key}.json")
+            searched = {target: on_disk["original"].get(target, path) for path, _, target in self.videos}
+            found = find_faces({path.stem: path for path in searched.values()}, Path("runs") / f"faces_{key}.json")
+            self.faces = {target: found[path.stem] for target, path in searched.items()}
         elif crop != "frame":
             self.faces = read_boxes(crop)
         self.augment = v2.Compose([
             v2.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(0.95, 1.05)),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]) if self.random and augment else None
+        ]) if self.training and augment else None
 
     def __len__(self):
         return len(self.videos) * self.clips
@@ -345,11 +351,11 @@ class FFPP(Dataset):
         before = torch.get_rng_state()
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        place = torch.rand(()).item() if self.random else (number + 0.5) / self.clips
+        place = torch.rand(()).item() if self.training else (number + 0.5) / self.clips
         clip, readable = self.load(video, place), True
         if clip is None:
             readable = False
-            others = [i for i, multi in enumerate(self.multi) if multi == self.multi[video]] if self.random else []
+            others = [i for i, multi in enumerate(self.multi) if multi == self.multi[video]] if self.training else []
             for other in (others[i] for i in torch.randperm(len(others))):
                 clip = self.load(other, place)
                 if clip is not None:

@@ -368,7 +368,7 @@ def score_files(encoder, classifier, config, paths, clips, device, workers, batc
         for row in rows:
             timeline = "".join(" .:-=+*#%@"[min(9, int(10 * p))] for p in row["clips"])
             where = ("the centred square, as in training" if config["crop"] == "frame" else "face found" if row["face"] else
-                     "NO FACE FOUND: the score is that of the centred square and means little")
+                     "NO FACE FOUND, the centred square instead: the score may mean little")
             print(f"{row['path']}\n  fake score {row['score']:.3f}, spread over {clips} clips {row['spread']:.3f}"
                   f"   0 s [{timeline}] end   (blank 0, @ 1)\n  {where}; picture {row['picture']}")
         print(note)
@@ -497,6 +497,7 @@ def over_seeds(accuracies):
 
 # --- Pictures: OpenCV, BGR, white ground -------------------------------------------------------------------------------
 
+PICTURES = "classes.png", "mistakes.png", "map.png"
 COLOURS = [(60, 60, 60), (40, 40, 220), (30, 140, 240), (200, 90, 30), (60, 160, 40), (170, 50, 150), (160, 160, 0),
            (100, 60, 140)]
 
@@ -602,9 +603,9 @@ def pictures(results, embeddings, out):
         cv2.circle(canvas, (585, 60 + 24 * i), 5, colour, filled, cv2.LINE_AA)
         write_on(canvas, name + (" (held out)" if name == config["holdout"] else ""), 600, 65 + 24 * i)
     out.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("classes", classes), ("mistakes", mistakes), ("map", canvas)):
-        save_picture(picture, out / f"{name}.png")
-    return [out / f"{name}.png" for name in ("classes", "mistakes", "map")]
+    for name, picture in zip(PICTURES, (classes, mistakes, canvas)):
+        save_picture(picture, out / name)
+    return [out / name for name in PICTURES]
 
 
 def crop_square_of(frame):
@@ -652,17 +653,22 @@ def main(argv=None):
                                                  "checkpoint)")
     flag("--pictures", action="store_true", help="also classes.png, mistakes.png and map.png, next to the checkpoint")
     flag("--json", action="store_true", help="with --video: print JSON for machines")
-    flag("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (train.py's --clips; with "
-                                   "--video at least 16)")
-    flag("--cache", metavar="DIR", help="train.py's cache of cropped frames (off)")
+    flag("--clips", type=int, help="evenly spaced clips per video, whose probabilities are averaged (those of training; with "
+                                   "--video 16, if those are fewer)")
+    flag("--cache", metavar="DIR", help="train.py's cache of cropped frames, for the test split (off)")
     flag("--batch-size", type=int, default=16, help="clips at once (16)")
     flag("--workers", type=int, default=0, help="processes that read videos (0: the main one)")
     flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
-    flag("--out", help="where to write; default: results.json next to the checkpoint (results_other.json when --data, "
-                       "--compression or --clips differ from training), with --video the folder video_scores")
+    flag("--out", help="where to write; default: next to the checkpoint, results.json for best.pt, results_last.json for last.pt, "
+                       "results..._other.json when --data, --compression or --clips differ from training, "
+                       "results_folders.json with --real; with --video the folder video_scores")
     args = parser.parse_args(argv)
     if args.clips is not None and args.clips < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error("--clips and --batch-size are at least 1, --workers at least 0")
+    if args.json and not args.video:
+        parser.error("--json goes with --video")
+    if args.pictures and (args.video or args.real or args.table or args.roc):
+        parser.error("--pictures are those of FF++'s test split: without --video, --real, --table and --roc")
     if bool(args.real) != bool(args.fake):
         parser.error("--real and --fake go together")
     if not (args.checkpoint or args.table or args.roc):
@@ -713,6 +719,9 @@ def run(args):
         save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake,
                    "metrics": found, "videos": videos, "unreadable": unreadable}, out)
         print(f"{len(videos)} videos of {args.real} and {args.fake}:")
+        for name in ("original", "fake") if config["crop"] == "face" else ():
+            faces = [dataset.faces[path] for path, of, _ in rows if of == name]
+            print(f"  a face was found in {sum(map(bool, faces))} of {len(faces)} videos of {args.real if name == 'original' else args.fake}")
         for name in ("accuracy", "accuracy_real", "accuracy_fake", "auc", "ap", "eer"):
             low, high = found["intervals"][name]
             print(f"  {name:14} {found[name]:.3f}   95 % interval {low:.3f} to {high:.3f}")
@@ -724,7 +733,7 @@ def run(args):
         config = {**config, "data_root": root, "data": data, "compression": compression, "cache": args.cache}
         # results.json is that of best.pt under the run's own protocol: tables compare like with like, all else goes beside it.
         stem = Path(args.checkpoint).stem
-        name = "results_other.json" if other else "results.json" if stem == "best" else f"results_{stem}.json"
+        name = f"results{'' if stem == 'best' else f'_{stem}'}{'_other' if other else ''}.json"
         out = Path(args.out or folder / name)
         kept = read_results(out) if out.is_file() and not args.out else {}
         results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size,

@@ -115,8 +115,8 @@ def compute_losses(nets, args, clip, y_bin, y_mult):
 
 
 def training_step(nets, parallel, args, parts, optimizer, scaler):
-    """Losses, gradients, weights; then the EMA networks; then the keys for later steps. The keys come last because Eq. 1
-    compares with keys of "previous iterations" only.
+    """Losses, gradients, weights; then the EMA networks; then the keys for later steps. The keys come after the losses
+    because Eq. 1 compares with keys of "previous iterations" only, and last, so that the newest weights make them.
 
     parts: [(clip, y_bin, y_mult)], the batch, or with --accumulate the parts it is cut into. parallel: under torchrun,
     the trained networks as DistributedDataParallel wraps them. Returns [{name: value}], a part's losses and
@@ -177,7 +177,7 @@ def explain(nets, args, batch):
     modules = [name for name in nets if not name.endswith("queue")]
     print(f"\n{args.mode}        --> forward    <== gradient    X cut by .detach()\n\n  clip --> encoder --> embedding")
     for name in losses:
-        stream, kind = name.split("_")
+        stream, kind = name.rsplit("_", 1)
         head = f"{stream}_{'classifier' if kind == 'ce' else 'projection'}"
         keys = f" <-- {stream}_queue <-- ema_{stream}_projection <-- ema_encoder <-- earlier clips"
         cut = name == "bin_ce" and args.bin_ce == "cut"
@@ -202,20 +202,21 @@ def explain(nets, args, batch):
 # --- The run --------------------------------------------------------------------------------------------------------
 
 class DealtBatches:
-    """The batches of one process. The epoch's order is cut into runs of batch_size / accumulate clips, and each run is
-    dealt out in rank order: no clip twice, and the shares of all processes together are the batch that one process
+    """The batches of one process. The epoch's order is cut into parts of batch_size / accumulate clips, and each part is
+    dealt out in rank order: no clip twice, and the shares of all processes together are the part that one process
     would see. The incomplete batch at the end of an epoch is left out."""
 
     def __init__(self, sampler, args, rank, ranks):
-        self.sampler, self.whole, self.joined = sampler, args.batch_size, args.batch_size // args.accumulate
-        self.rank, self.share = rank, self.joined // ranks
+        self.sampler, self.rank = sampler, rank
+        self.batch, self.part = args.batch_size, args.batch_size // args.accumulate  # clips, of all processes together
+        self.share = self.part // ranks                                              # clips of this process in a part
 
     def __len__(self):
-        return len(self.sampler) // self.whole * (self.whole // self.joined)
+        return len(self.sampler) // self.batch * (self.batch // self.part)
 
     def __iter__(self):
         order = list(self.sampler)
-        for start in range(self.rank * self.share, len(self) * self.joined, self.joined):
+        for start in range(self.rank * self.share, len(self) * self.part, self.part):
             yield order[start:start + self.share]
 
 
@@ -259,7 +260,7 @@ def train(args):
     describe(args, nets, train_set, val_set, test_set, ranks)
     if args.explain:
         return explain(nets, args, [part.to(device) for part in next(iter(loader))])
-    print_chance(args, train_set, sampler)
+    print_chance(args, train_set, val_set, sampler)
 
     config = settings(args, ranks)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
@@ -271,14 +272,17 @@ def train(args):
         optimizer.load_state_dict(checkpoint["optimizer"])
         if checkpoint["scaler"]:  # empty but for fp16
             scaler.load_state_dict(checkpoint["scaler"])
-        rows, best, first_epoch = checkpoint["log"], checkpoint["best"], checkpoint["epoch"]
+        rows, first_epoch = checkpoint["log"], checkpoint["epoch"]
+        best = read_checkpoint(out / "best.pt", {"epoch", "val"})  # at times newer than last.pt, which is written after it
+        best = {"epoch": best["epoch"], **best["val"]}
         print(f"resumed after epoch {first_epoch} of {args.epochs}")
     writer = None
     if not rank:
         out.mkdir(parents=True, exist_ok=True)
         if args.overwrite:
-            for name in ("last.pt", "best.pt", "results.json", "log.csv", "config.json"):
-                (out / name).unlink(missing_ok=True)
+            for old in ("last.pt", "best.pt", "log.csv", "config.json", "results*.json", *evaluation.PICTURES):
+                for path in out.glob(old):
+                    path.unlink()
         evaluation.save_json(config, out / "config.json")
         writer = tensorboard(out)
     steps, started, broken = len(batches) // args.accumulate, time.time(), set()
@@ -335,7 +339,7 @@ def train(args):
         if unreadable:
             print(f"  left out of validation, cannot be read: {', '.join(unreadable)}")
         better = best is None or (val["auc"], val["accuracy"]) >= (best["auc"], best["accuracy"])  # later wins a tie
-        best = {"epoch": epoch + 1, "auc": val["auc"], "accuracy": val["accuracy"]} if better else best
+        best = {"epoch": epoch + 1, **val} if better else best
         if not rank:
             state = {"config": config, "epoch": epoch + 1, "val": val,
                      "encoder": nets["encoder"].state_dict(), "bin_classifier": nets["bin_classifier"].state_dict()}
@@ -343,7 +347,7 @@ def train(args):
                 save(state, out / "best.pt")
             others = {name: net.state_dict() for name, net in nets.items() if name not in state}
             save({**state, "others": others, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                  "log": rows, "best": best}, out / "last.pt")
+                  "log": rows}, out / "last.pt")
             write_log(rows, out / "log.csv")
             for name, value in row.items() if writer else ():
                 writer.add_scalar(name, value, at)
@@ -401,7 +405,7 @@ def describe(args, nets, train_set, val_set, test_set, ranks):
             print(f"      no face found in {len(lost)} of {len(targets)} originals: the centred square is taken there")
 
 
-def print_chance(args, train_set, sampler):
+def print_chance(args, train_set, val_set, sampler):
     """What always predicting the labels' frequencies costs: their entropy, for cross-entropy and for Eq. 1 alike (there,
     with all similarities equal, the positives' share of the sum is their share of the queue)."""
     chance = {}
@@ -409,8 +413,9 @@ def print_chance(args, train_set, sampler):
         share = torch.tensor([labels[i] for i, _ in sampler]).bincount().double() / len(sampler)
         chance[stream] = -(share * share.clamp_min(1e-12).log()).sum().item()
     streams = ("binary", "multi-class") if args.mult_ce or args.mult_contrast else ("binary",)
-    print(f"chance: {', '.join(f'{stream} losses {chance[stream]:.3f}' for stream in streams)}; "
-          "a loss that stays there has learned nothing")
+    print(f"chance: {', '.join(f'{stream} losses {chance[stream]:.3f}' for stream in streams)}, validation accuracy "
+          f"{100 * max(np.mean(val_set.binary), 1 - np.mean(val_set.binary)):.0f} % (always the more frequent label), "
+          "AUC 0.5; what stays there has learned nothing")
 
 
 def name_broken(found, train_set, broken):
@@ -426,16 +431,23 @@ def name_broken(found, train_set, broken):
 
 def load_last(path, args):
     """The last.pt to go on from. Raises ValueError for one that cannot be read safely, or that other settings made."""
+    checkpoint = read_checkpoint(path, {"config", "encoder", "bin_classifier", "others", "optimizer", "scaler", "log", "epoch"})
+    differences = other_settings(checkpoint["config"], args)
+    if differences:
+        raise ValueError(f"{path} is not of this run ({differences}): train anew with --overwrite")
+    return checkpoint
+
+
+def read_checkpoint(path, parts):
+    """A checkpoint of an earlier part of the run that has these parts. Raises ValueError."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        parts = {"config", "encoder", "bin_classifier", "others", "optimizer", "scaler", "log", "best", "epoch"}
         missing = parts - checkpoint.keys()
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} cannot be read safely, as tensors and plain values only ({type(error).__name__}): "
                          "train anew with --overwrite") from None
-    differences = f"lacks {', '.join(sorted(missing))}" if missing else other_settings(checkpoint["config"], args)
-    if differences:
-        raise ValueError(f"{path} is not of this run ({differences}): train anew with --overwrite")
+    if missing:
+        raise ValueError(f"{path} is not of this run (lacks {', '.join(sorted(missing))}): train anew with --overwrite")
     return checkpoint
 
 
@@ -514,23 +526,24 @@ def parse(argv=None):
     flag("--bin-contrast", **switch, help="Eq. 1 with the labels original, manipulated")
     flag("--mult-ce", **switch, help="cross-entropy of a second classifier: which manipulation")
     flag("--mult-contrast", **switch, help="Eq. 1 with the labels original, 1st, 2nd, ... manipulation")
-    flag("--init", help="the encoder's starting weights: kinetics400, coclr, random, or the path of a checkpoint "
-                        "(real data: the paper's choice for the mode; toy: random)")
+    flag("--init", help="the encoder's starting weights: kinetics400, coclr, random, or the path of a checkpoint; dfdc_winner: "
+                        "imagenet or random (real data: the paper's choice for the mode; toy: random)")
 
     flag = parser.add_argument_group("data").add_argument
     flag("--data", default="toy",
          help="the FF++ tree, or toy: rendered into toy_ffpp/ on first use (toy). It also chooses the defaults below: small "
               "ones for the toy, those of CoCLR for real data")
-    flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="(c23)")
-    flag("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations; frame: "
-                        "the centred square; or a JSON file {target id: [x, y, width, height]} (face)")
+    flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23",
+         help="which of FF++'s compressions to read (c23)")
+    flag("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations (where the "
+                        "original is not on disk, found in them); frame: the centred square; or a JSON file {target id: [x, y, width, height]} (face)")
     flag("--cache", metavar="DIR",
          help="keep every video's cropped frames there as raw bytes, and decode each video once only; takes 3 x size x size "
               "bytes per frame: 49 kB at 128 px, about 25 GB per 500,000 frames (off)")
     flag("--frames", type=int, help=f"consecutive frames in a clip {both('frames')[:-1]}; dfdc_winner 1)")
     flag("--size", type=int, help=f"pixels, height and width of a clip {both('size')[:-1]}; dfdc_winner 48, 380)")
     flag("--balance", choices=("binary", "none"), default="binary",
-         help="binary: each fake is drawn with its own original, half of each batch is original; none: each video once, "
+         help="binary: each fake is drawn with its own original, half of all clips are original; none: each video once, "
               "3 fakes to 1 original (binary)")
     flag("--augment", action=argparse.BooleanOptionalAction, default=True,
          help="random crop, flip and colours, alike over a clip (on)")
@@ -539,14 +552,14 @@ def parse(argv=None):
     flag("--workers", type=int, help=f"processes that read videos; any number gives the same result {both('workers')}")
 
     flag = parser.add_argument_group("training").add_argument
-    flag("--epochs", type=int, help=both("epochs"))
+    flag("--epochs", type=int, help=f"passes over the training set, as --balance has it {both('epochs')}")
     flag("--batch-size", type=int, help=f"clips per optimiser step, of all processes together {both('batch_size')}")
     flag("--accumulate", type=int, default=1,
          help="cut the batch into this many parts, one after the other, where it does not fit into memory; the queue and "
               "the EMA still move once per step, BatchNorm sees a part (1)")
     flag("--lr", type=float,
          help=f"AdamW's learning rate, times 50 steps of warm-up, times a cosine from 1 to 0 {both('lr')}")
-    flag("--weight-decay", type=float, default=1e-5, help="(1e-5, that of CoCLR's pre-training)")
+    flag("--weight-decay", type=float, default=1e-5, help="AdamW's (1e-5, that of CoCLR's pre-training)")
     flag("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
     flag("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
     flag("--momentum", type=float, help=f"m of the EMA encoder {both('momentum')}")
@@ -600,8 +613,8 @@ def parse(argv=None):
         (args.threads < 0, f"--threads {args.threads}: 0 or more"),
         (args.workers < 0, f"--workers {args.workers}: 0 or more"),
         (not 0 < args.width < 100, f"--width {args.width}: more than 0, less than 100"),
-        (not args.lr > 0, f"--lr {args.lr}: more than 0"),
-        (not args.temperature > 0, f"--temperature {args.temperature}: more than 0"),
+        (not 0 < args.lr < math.inf, f"--lr {args.lr}: more than 0"),
+        (not 0 < args.temperature < math.inf, f"--temperature {args.temperature}: more than 0"),
         (not 0 <= args.momentum <= 1, f"--momentum {args.momentum}: from 0 to 1"),
     ):
         if wrong:

@@ -90,7 +90,7 @@ def serve(pipe, who, task):
     if who == "ours, compiled":
         nets["encoder"].compile()
     optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr)
-    amp = dict(device_type=DEVICE, dtype=torch.bfloat16, enabled=args.precision == "bf16")
+    scaler = torch.amp.GradScaler(DEVICE, enabled=args.precision == "fp16")
     torch.backends.cudnn.benchmark = True
     made = {}
 
@@ -107,19 +107,13 @@ def serve(pipe, who, task):
         if len(nets["bin_queue"].slots) != queue:
             nets["bin_queue"] = LabelQueue(queue, 128).to(DEVICE)
             nets["bin_queue"].enqueue(nn.functional.normalize(torch.randn(queue, 128), dim=1), torch.arange(queue) % 2)
-        with torch.autocast(**amp):
-            losses, _ = train.compute_losses(nets, args, clip, y, y)
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        optimizer.step()
-        with torch.autocast(**amp):
-            train.move_ema(nets, args)
-            train.enqueue_keys(nets, args, clip, y, y)
+        train.training_step(nets, {}, args, [(clip, y, y)], optimizer, scaler)
 
+    before = peak_megabytes()
     with contextlib.suppress(EOFError):  # the main process is done
         while order := pipe.recv():
             if order == "memory":
-                pipe.send(peak_megabytes())
+                pipe.send((peak_megabytes(), before))
             elif order[0] == "embedding":
                 torch.manual_seed(1)
                 pipe.send(work("inference", *order[1:]).float().cpu().numpy())
@@ -180,7 +174,9 @@ def encoders():
         compare(f"{title}, {BATCH} clips of {FRAMES} x {SIZE} x {SIZE}, {flops / 1e9:.0f} GFLOP",
                 {name: (lambda process=process: process(task, *shape)) for name, process in processes.items()},
                 note=lambda name, seconds: f"{BATCH / seconds:9.2f} clips/s{100 * flops / seconds / peak:6.0f} % of peak")
-        print("  peak memory: " + ", ".join(f"{name} {process('memory'):.0f} MB" for name, process in processes.items()))
+        memory = {name: process("memory") for name, process in processes.items()}
+        print("  peak memory: " + ", ".join(f"{name} {peak:.0f} MB ({before:.0f} of them before the first clip)"
+                                            for name, (peak, before) in memory.items()))
         if task == "inference":
             print(f"  largest difference between the embeddings: {np.abs(embedding['ours'] - embedding['torchvision']).max():.1e} "
                   f"(they lie in {embedding['ours'].min():.2f} .. {embedding['ours'].max():.2f})")
@@ -249,7 +245,7 @@ def small_parts():
 
     compare("EMA update of S3D", {"one foreach call": lambda: clock(lambda: ema_update(online, ema, 0.999)),
                                   "parameter by parameter": lambda: clock(parameter_by_parameter)}, 25, "ms")
-    for size in (2048, 65536):
+    for size in (256, 2048, 65536):
         queue = LabelQueue(size, 128).to(DEVICE)
         queue.enqueue(nn.functional.normalize(torch.randn(size, 128, device=DEVICE), dim=1), torch.arange(size, device=DEVICE) % 2)
         z = nn.functional.normalize(torch.randn(16, 128, device=DEVICE), dim=1).requires_grad_()

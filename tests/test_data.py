@@ -335,6 +335,25 @@ def test_a_broken_original_is_searched_again_once_it_can_be_read(toy, tmp_path):
     assert "953" in json.loads((tmp_path / "faces.json").read_text())
 
 
+def test_a_face_found_in_a_fake_gives_way_to_the_originals_once_that_is_there(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy / "toy_ffpp", "toy_ffpp")
+    original = list_videos("toy_ffpp")["original"]["974"]
+    original.rename("elsewhere.mp4")
+    boxes = {"974.mp4": (1, 2, 30, 30), "974_953.mp4": (5, 5, 20, 20)}  # by the file that is searched
+    monkeypatch.setattr(data, "find_face", lambda path: boxes.get(path.name))
+    assert FFPP("toy_ffpp", "test", "DF").faces["974"] == boxes["974_953.mp4"]
+    Path("elsewhere.mp4").rename(original)
+    assert FFPP("toy_ffpp", "test", "DF").faces["974"] == boxes["974.mp4"]
+
+
+def test_found_faces_that_are_none_are_searched_again(toy, tmp_path):
+    original = list_videos(toy / "toy_ffpp")["original"]["953"]
+    for content in ("[]", '{"953": [1, 2]}', '{"953": "face"}', '{"953": [1, 2, "a", 4]}', '{"953": [NaN, 1, 5, 5]}', '{"953": {}}', "{"):
+        (tmp_path / "faces.json").write_text(content)
+        assert data.find_faces({"953": original}, tmp_path / "faces.json") == {"953": data.find_face(original)}
+
+
 @pytest.fixture
 def damaged(toy, tmp_path, monkeypatch):
     """A copy of the toy whose first seen manipulation of the first training id is no video at all."""

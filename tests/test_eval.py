@@ -131,11 +131,17 @@ def test_another_crop_than_the_trained_one_is_refused(finished, refused, toy):
     assert "--crop frame" in refused(toy, evaluation.main, folder / "best.pt", "--crop", "frame")
 
 
+@pytest.mark.parametrize("flags, named", [(["--json"], "--json"), (["--pictures", "--video", "a.mp4"], "--pictures"), (["--real", "."], "--fake")])
+def test_flags_that_would_do_nothing_are_refused(refused, toy, flags, named):
+    assert named in refused(toy, evaluation.main, "best.pt", *flags)
+
+
 def test_another_dataset_is_two_folders(finished, run, refused, toy, tmp_path):
     folder, _, _ = finished
     result = run(toy, "eval.py", folder / "best.pt", "--real", "toy_ffpp/original_sequences", "--fake", "toy_ffpp/manipulated_sequences/FaceSwap",
                  "--out", tmp_path / "new" / "other.json")
     assert result.returncode == 0, result.stderr
+    assert "of 12 videos of toy_ffpp/original_sequences" in result.stdout  # faces found
     other = json.loads((tmp_path / "new" / "other.json").read_text())
     assert [sum(v["label"] == label for v in other["videos"]) for label in (0, 1)] == [12, 12] and 0 <= other["metrics"]["auc"] <= 1
     assert "holds no video" in refused(toy, evaluation.main, folder / "best.pt", "--real", tmp_path, "--fake", tmp_path)

@@ -132,6 +132,20 @@ def test_a_kill_between_writing_and_renaming_leaves_the_old_file_and_the_next_sa
     assert (tmp_path / name).read_bytes() != before and [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_after_a_kill_between_best_and_last_the_results_name_the_epoch_that_best_holds(toy, monkeypatch, capsys):
+    monkeypatch.chdir(toy)
+    flags, save, measure = [*FLAGS, "--out", "runs/between"], train.save, evaluation.metrics
+    score = lambda auc: monkeypatch.setattr(evaluation, "metrics", lambda *a: {**measure(*a), "auc": next(auc)})
+    monkeypatch.setattr(train, "save", lambda state, path: sys.exit(9) if state["epoch"] == 2 and "log" in state else save(state, path))
+    score(iter([0.5, 0.6]))
+    with pytest.raises(SystemExit, match="9"):
+        train.main(flags)  # best.pt holds epoch 2, last.pt epoch 1
+    monkeypatch.setattr(train, "save", save)
+    score(iter([0.4] * 9999))  # the second time epoch 2 rounds differently, as on a GPU
+    train.main([*flags, "--resume"])
+    assert json.loads(Path("runs/between/results.json").read_text())["epoch"] == torch.load("runs/between/best.pt", weights_only=True)["epoch"] == 2
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on a file's size")
 def test_a_run_whose_disk_is_full_names_the_file_and_leaves_what_could_be_written(toy):
     script = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, 2 ** 20)); sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv.pop(0))\n"

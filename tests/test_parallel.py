@@ -19,8 +19,8 @@ from data import FFPP, EpochSampler
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def one_step(folder, parallel, accumulate=1):
-    """One training step on (a share of) eight fixed clips, BatchNorm in eval mode: gradients, and everything afterwards."""
+def one_step(folder, accumulate=1):
+    """One training_step on (a share of) eight fixed clips, BatchNorm in eval mode: gradients, and everything afterwards."""
     rank, ranks = evaluation.world()
     args = train.parse(["--mode", "bin_contrastive_multi_contrastive", "--bin-ce", "grad", "--width", "0.125", "--queue-size", "20", "--batch-size", "8"])
     torch.manual_seed(0)
@@ -36,17 +36,12 @@ def one_step(folder, parallel, accumulate=1):
     with torch.no_grad():
         for queue, labels in ((nets["bin_queue"], torch.arange(12) % 2), (nets["mult_queue"], torch.arange(12) % 4)):
             queue.slots[:12], queue.slot_labels[:12], queue.enqueued[...] = keys, labels, 12
-    wrapped = {name: parallel(net) for name, net in nets.items() if any(p.requires_grad for p in net.parameters())}
+    trained = {name: net for name, net in nets.items() if any(p.requires_grad for p in net.parameters())}
+    parallel = {name: DistributedDataParallel(net, broadcast_buffers=False) for name, net in trained.items()} if ranks > 1 else {}
     optimizer = torch.optim.SGD([p for p in nets.parameters() if p.requires_grad], lr=0.1)
     parts = [tuple(tensor.chunk(accumulate * ranks)[part * ranks + rank] for tensor in (clip, y_bin, y_mult)) for part in range(accumulate)]
-    for part in parts:
-        losses, _ = train.compute_losses({**nets, **wrapped}, args, *part)
-        (sum(losses.values()) / accumulate).backward()
+    train.training_step(nets, parallel, args, parts, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     gradients = {name: p.grad for name, p in nets.named_parameters() if p.requires_grad}
-    optimizer.step()
-    train.move_ema(nets, args)
-    for part in parts:
-        train.enqueue_keys(nets, args, *part)
     torch.save({"gradients": gradients, "state": nets.state_dict()}, f"{folder}/{rank}.pt")
 
 
@@ -54,10 +49,11 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-def test_two_processes_have_the_gradient_of_one_with_the_joined_batch_and_equal_parameters_and_queues(tmp_path):
-    one_step(tmp_path, lambda net: net)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_have_the_gradient_of_one_with_the_joined_batch_and_equal_parameters_and_queues(tmp_path, accumulate):
+    one_step(tmp_path)
     alone = load(tmp_path / "0.pt")
-    result = subprocess.run([*TWO, __file__, str(tmp_path)], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    result = subprocess.run([*TWO, __file__, str(tmp_path), str(accumulate)], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert result.returncode == 0, result.stderr
     first, second = load(tmp_path / "0.pt"), load(tmp_path / "1.pt")
     assert any(gradient.abs().max() > 1e-3 for name, gradient in alone["gradients"].items() if name.startswith("encoder"))
@@ -70,9 +66,9 @@ def test_two_processes_have_the_gradient_of_one_with_the_joined_batch_and_equal_
 
 
 def test_an_accumulated_batch_has_the_gradient_of_the_whole_one(tmp_path):
-    one_step(tmp_path, lambda net: net)
+    one_step(tmp_path)
     whole = load(tmp_path / "0.pt")
-    one_step(tmp_path, lambda net: net, accumulate=4)
+    one_step(tmp_path, accumulate=4)
     parts = load(tmp_path / "0.pt")
     for kind in whole:
         for name, value in whole[kind].items():
@@ -116,5 +112,5 @@ def test_processes_that_cannot_share_the_batch_are_refused(monkeypatch, refused,
 
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
-    one_step(sys.argv[1], DistributedDataParallel)
+    one_step(sys.argv[1], int(sys.argv[2]))
     torch.distributed.destroy_process_group()

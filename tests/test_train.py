@@ -62,29 +62,26 @@ def test_each_contrastive_stream_has_its_own_head_ema_head_and_queue_on_one_ema_
     assert set(nets) == expected
 
 
-def test_an_optimiser_step_moves_the_trained_networks_and_the_ema_rule_alone_the_others():
+def test_a_training_step_is_losses_then_weights_then_ema_then_keys():
     args, nets, batch = case("--mode", "bin_contrastive_multi_contrastive", "--momentum", "0.9")
     trained = [p for p in nets.parameters() if p.requires_grad]
     assert not {id(p) for name in nets if name.startswith("ema") for p in nets[name].parameters()} & {id(p) for p in trained}
     old = {name: p.clone() for name, p in nets.named_parameters()}
-    losses, _ = train.compute_losses(nets, args, *batch)
-    sum(losses.values()).backward()
-    torch.optim.AdamW(trained, lr=1e-2).step()
+    queued = {stream: nets[f"{stream}_queue"].keys for stream in ("bin", "mult")}
+    expected = {f"loss_{name}": loss.item() for name, loss in train.compute_losses(nets, args, *batch)[0].items()}
+    measured, = train.training_step(nets, {}, args, [batch], torch.optim.AdamW(trained, lr=1e-2), torch.amp.GradScaler("cpu", enabled=False))
+    # The losses are those of the queue as it was: this batch's own keys are not among their positives.
+    assert {name: value for name, value in measured.items() if name.startswith("loss_")} == pytest.approx(expected)
     for name, p in nets.named_parameters():
-        assert torch.equal(p, old[name]) == name.startswith("ema"), name
-    train.move_ema(nets, args)
-    for name, p in nets.named_parameters():
-        if name.startswith("ema"):
+        assert not torch.equal(p, old[name]), name
+        if name.startswith("ema"):  # follows the new weights
             torch.testing.assert_close(p, 0.9 * old[name] + 0.1 * nets.get_parameter(name.removeprefix("ema_")))
-
-
-def test_positives_come_from_earlier_iterations_only():
-    args, nets, batch = case("--mode", "bin_contrastive")
-    before = nets["bin_queue"].keys
-    train.compute_losses(nets, args, *batch)
-    assert torch.equal(nets["bin_queue"].keys, before)
-    train.enqueue_keys(nets, args, *batch)
-    assert torch.equal(nets["bin_queue"].keys[:8], before) and len(nets["bin_queue"].keys) == 16
+    with torch.no_grad():
+        embedding = nets["ema_encoder"](batch[0])
+        for stream, labels in (("bin", batch[1]), ("mult", batch[2])):  # new keys behind the old, made by the EMA as it is now
+            queue = nets[f"{stream}_queue"]
+            torch.testing.assert_close(queue.keys, torch.cat([queued[stream], nets[f"ema_{stream}_projection"](embedding)]))
+            assert torch.equal(queue.labels[8:], labels)
 
 
 def test_any_case_flag_can_be_overridden():
@@ -252,5 +249,18 @@ def test_eval_on_a_finished_run_keeps_what_train_wrote(finished, run, toy):
     assert run(toy, "eval.py", "runs/whole/best.pt").returncode == 0 and run(toy, "eval.py", "runs/whole/best.pt", "--clips", "3").returncode == 0
     assert json.loads((toy / "runs" / "whole" / "results.json").read_text())["last"] == json.loads((folder / "results.json").read_text())["last"]
     assert (toy / "runs" / "whole" / "results_other.json").is_file()
+    assert run(toy, "eval.py", "runs/whole/last.pt", "--clips", "3").returncode == 0
+    assert (toy / "runs" / "whole" / "results_last_other.json").is_file()
     result = run(toy, "train.py", *flags[:-1], "runs/whole")
     assert result.returncode == 0 and "last checkpoint" in result.stdout
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(finished, run, toy):
+    folder, _, flags = finished
+    shutil.copytree(folder, toy / "runs" / "old")
+    for name in ("results_other.json", "results_last.json", "map.png"):
+        (toy / "runs" / "old" / name).write_text("old")
+    (toy / "runs" / "old" / "notes.txt").write_text("mine")
+    assert run(toy, "train.py", *flags[:-1], "runs/old", "--overwrite").returncode == 0
+    assert {p.name for p in (toy / "runs" / "old").iterdir() if not p.name.startswith("events")} == {
+        "best.pt", "last.pt", "log.csv", "config.json", "results.json", "notes.txt"}

@@ -124,31 +124,39 @@ def all_frames(path):
 def open_video(path):
     """(number of frames as the header has it, function (start, count) -> those frames one after the other)."""
     path = Path(path)
+    try:
+        name = os.path.abspath(path)  # FFmpeg would take a leading "a:" for a protocol
+        name.encode()
+    except UnicodeEncodeError:  # OpenCV crashes on it
+        raise UnreadableVideo(f"{str(path)!a}: its name is not valid text; rename it") from None
     if path.is_dir():
         images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS]
         images.sort(key=lambda image: (len(image.stem), image.stem))  # 2 before 10
         length, read = len(images), lambda start, count: (read_image(p) for p in images[start:start + count])
     else:
         # One thread each: the loader's workers are the parallelism.
-        video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        video = cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if length <= 0 and video.isOpened():  # streamed files do not know their length: count
             length = sum(1 for _ in iter(video.grab, False))
-        read = lambda start, count: _decode(video, path, start, count)
+        read = lambda start, count: _decode(video, name, start, count)
     return length, read
 
 
 def read_image(path):
     """BGR (H, W, 3), None when it is no image. (cv2.imread cannot open every path on Windows.)"""
-    content = np.fromfile(path, np.uint8)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
     return cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
 
 
-def _decode(video, path, start, count):
+def _decode(video, name, start, count):
     """Frames start, start + 1, ... of a video file, one after the other; fewer where it ends."""
     video.set(cv2.CAP_PROP_POS_FRAMES, start)
     if round(video.get(cv2.CAP_PROP_POS_FRAMES)) != start:  # a container that cannot seek: walk there
-        video.open(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        video.open(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not all(video.grab() for _ in range(start)):
             return
     for _ in range(count):
@@ -199,7 +207,7 @@ def cached_crops(path, face, size, cache):
     state = path.stat()
     key = repr((str(path.resolve()), state.st_mtime_ns, state.st_size, face and tuple(face), size))
     file = Path(cache) / f"{path.stem}_{hashlib.sha1(key.encode()).hexdigest()}.rgb"
-    if not file.is_file():
+    if not file.is_file() or file.stat().st_size == 0 or file.stat().st_size % (3 * size * size):  # not there, or damaged
         crops = (np.ascontiguousarray(crop_frame(frame, face, size)) for frame in all_frames(path))
         first = next(crops, None)
         if first is None:
@@ -270,7 +278,8 @@ def searchable(path):
 
 
 def is_box(box):
-    return len(box) == 4 and bool(np.isfinite(box).all()) and min(box[2:]) >= 1
+    """Four numbers x, y, width, height in pixels, as any picture can have them."""
+    return len(box) == 4 and bool(np.isfinite(box).all()) and min(box[2:]) >= 1 and max(map(abs, box)) < 1e6
 
 
 def read_boxes(file):
@@ -279,6 +288,8 @@ def read_boxes(file):
         raise FileNotFoundError(f"--crop {file}: expected face, frame or a JSON file of boxes")
     try:
         boxes = json.loads(Path(file).read_text(encoding="utf-8"))
+        if any(isinstance(box, str) for box in boxes.values()):
+            raise ValueError("a box is no text")
         boxes = {str(name): box and tuple(float(v) for v in box) for name, box in boxes.items()}
         if not all(box is None or is_box(box) for box in boxes.values()):
             raise ValueError("a box is not four finite numbers with a width and height of at least 1")
@@ -307,6 +318,8 @@ class FFPP(Dataset):
                  classes=None, augment=True, cache=None):
         if holdout != "none" and holdout not in MANIPULATIONS:
             raise ValueError(f"holdout {holdout}: expected one of {', '.join(MANIPULATIONS)}, none")
+        if split not in SPLITS:
+            raise ValueError(f"split {split}: expected one of {', '.join(SPLITS)}")
         seen = [name for name in MANIPULATIONS if name != holdout]
         if classes is None:
             classes = ["original", *([holdout] if split == "test" and holdout != "none" else seen)]

@@ -74,10 +74,12 @@ def equal_error_rate(labels, scores):
 
 
 def metrics(labels, scores):
-    """All of them as a dictionary. Raises ValueError when there are not both originals and fakes."""
+    """All of them as a dictionary. Raises ValueError when there are not both originals and fakes, or a score is no number."""
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
     if not (0 < labels.sum() < len(labels)):
         raise ValueError(f"metrics need originals and fakes, got {int((labels == 0).sum())} and {int(labels.sum())}")
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite")
     right = (scores > 0.5) == labels
     return dict(accuracy=float(right.mean()), accuracy_real=float(right[labels == 0].mean()),
                 accuracy_fake=float(right[labels == 1].mean()), auc=float(auc(labels, scores)),
@@ -135,6 +137,9 @@ def evaluate(encoder, classifier, dataset, device="cpu", batch_size=16, workers=
     for clip, _, _, video in loader:
         embedding = encoder(clip.to(device, non_blocking=True))                              # (B, dim)
         fake = classifier(embedding).softmax(dim=1)[:, 1]                                    # (B,)
+        if not fake.isfinite().all():
+            raise ValueError("the network's scores are not finite: its weights have diverged (where it was trained, a smaller "
+                             "--lr may help)")
         for v, probability, vector in zip(video.tolist(), fake.tolist(), embedding.float().cpu().numpy()):
             if v < 0:  # FFPP's sign for a video that cannot be read
                 broken.add(-1 - v)
@@ -160,7 +165,8 @@ def test(encoder, classifier, config, clips, device="cpu", workers=0, batch_size
     seen = [name for name in MANIPULATIONS if name != config["holdout"]]
     return {"config": config, "protocol": {"clips": clips, **{name: config[name] for name in ("frames", "size", "crop")}},
             "metrics": measure(videos, headline(config), with_intervals=True),
-            "seen": {name: measure(videos, [name]) for name in seen}, "videos": videos, "unreadable": unreadable}, embeddings
+            "seen": {name: measure(videos, [name]) for name in seen if any(v["class"] == name for v in videos)},
+            "videos": videos, "unreadable": unreadable}, embeddings
 
 
 def test_set(config, clips):
@@ -235,7 +241,7 @@ def keep_freed_memory():
 def check_device(name):
     """Raises ValueError for a device that this machine or this torch does not have."""
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -248,6 +254,13 @@ def load_checkpoint(path, device="cpu"):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         config = checkpoint["config"]
+        for name in ("mode", "holdout", "data", "data_root", "compression", "crop"):
+            if not isinstance(config[name], str):
+                raise ValueError(f"config: {name}")
+        if config["mode"] not in PAPER or config["holdout"] not in (*MANIPULATIONS, "none"):
+            raise ValueError("config: mode, holdout")
+        if not all(isinstance(config[name], int) and config[name] > 0 for name in ("frames", "size", "clips")):
+            raise ValueError("config: frames, size, clips")
         encoder = build_encoder(config["mode"], config["width"])
         classifier = Classifier(encoder.dim, 2)
         encoder.load_state_dict(checkpoint["encoder"])
@@ -303,6 +316,15 @@ def sentence(error):
     return text.splitlines()[-1].partition(": ")[2] if "DataLoader worker" in text else text
 
 
+def resources(error):
+    """A sentence for what a RuntimeError or MemoryError says of a machine that is too small, None for any other."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "out of memory: a smaller --batch-size helps (in training also --accumulate, or smaller --frames or --size)"
+    if "DataLoader worker" in str(error):
+        return "a process that reads videos was killed: too little (shared) memory for --workers, a smaller number helps"
+    return None
+
+
 def save_json(content, path):
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -342,7 +364,7 @@ def videos_in(folder):
     found = {p for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in VIDEO_ENDINGS}
     beside = {p.parent for p in found}  # a picture beside videos is a thumbnail
     found |= {p.parent for p in Path(folder).rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS} - beside
-    found = {p for p in found if "masks" not in p.parts}  # FF++'s masks lie among its videos
+    found = {p for p in found if "masks" not in p.relative_to(folder).parts}  # FF++'s masks lie among its videos
     if not found:
         raise FileNotFoundError(f"{folder} holds no video: expected files ending in {', '.join(sorted(VIDEO_ENDINGS))} "
                                 "or folders of images")
@@ -353,12 +375,16 @@ def score_files(encoder, classifier, config, paths, clips, device, workers, batc
     """Your own videos: score, spread over clips, timeline, and a picture of each. True when all could be scored."""
     dataset = VideoList([(Path(path), "own", 0) for path in paths], config, clips)
     rows, unreadable, _ = evaluate(encoder, classifier, dataset, device, batch_size, workers)
-    out.mkdir(parents=True, exist_ok=True)
     for i, row in enumerate(rows, 1):
-        face = dataset.faces.get(Path(row["path"]))
-        row.update(spread=float(np.std(row["clips"])), face=face, picture=str(out / f"{i}_{Path(row['path']).stem}.png"))
+        face, picture = dataset.faces.get(Path(row["path"])), out / f"{i}_{Path(row['path']).stem[:100]}.png"
+        row.update(spread=float(np.std(row["clips"])), face=face, picture=str(picture))
         del row["class"], row["label"]
-        save_picture(strip(row, face), row["picture"])
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            save_picture(strip(row, face), picture)
+        except (OSError, ValueError, cv2.error) as error:  # a score is worth more than its picture
+            row["picture"] = None
+            print(f"eval.py: no picture of {row['path']} ({str(error).splitlines()[0]})", file=sys.stderr)
     note = (f"A score of a research model trained on {'TOY drawings' if config['data'] == 'toy' else 'FaceForensics++'} "
             f"({config['mode']}, held out {config['holdout']}), not a verdict: other manipulations, other footage and other "
             "compression change it.")
@@ -389,7 +415,7 @@ PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
-FREE = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data", "data_root",
+FREE = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data_root",
         "precision", "compile", "cache", "bin_ce", "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
 
 
@@ -397,13 +423,20 @@ def read_results(path):
     """A results.json. Raises ValueError when it is none."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-        config, found = results["config"], results["metrics"]
-        if not (isinstance(config, dict) and config["mode"] in PAPER and config["holdout"] in (*MANIPULATIONS, "none")):
+        config, found, videos = results["config"], results["metrics"], results["videos"]
+        if config["mode"] not in PAPER or config["holdout"] not in (*MANIPULATIONS, "none"):
             raise ValueError("unknown mode or holdout")
-        float(found["accuracy"]), float(found["auc"]), results["protocol"]["clips"], config["data"]
-        [(float(v["score"]), v["class"], v["label"], v["path"]) for v in results["videos"]]
+        if not all(isinstance(config[name], kind) for name, kind in (("seed", int), ("data", str), ("compression", str))):
+            raise ValueError("seed, data or compression")
+        if not isinstance(config.get("overrides", ""), str):
+            raise ValueError("overrides")
+        if not all(isinstance(found[name], (int, float)) and np.isfinite(found[name]) for name in ("accuracy", "auc")):
+            raise ValueError("accuracy or AUC is no number")
+        dict(results["protocol"])["clips"]
+        metrics([int(v["label"]) for v in videos], [float(v["score"]) for v in videos])
+        [(str(v["path"]), str(v["class"])) for v in videos]
         return results
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no results.json of this project ({type(error).__name__}: {error})") from None
 
 
@@ -441,7 +474,7 @@ def with_image_model(groups):
     for toy, image_model, settings, runs in groups:
         if image_model:
             continue
-        same_data = lambda group: (group[0], group[2]["compression"]) == (toy, settings["compression"])
+        same_data = lambda group: all(group[2][name] == settings[name] for name in ("data", "compression"))
         rows = [group for group in groups if group[1] and same_data(group)]
         if len(rows) > 1:
             rows = [group for group in rows if rest(group[2]) == rest(settings)]
@@ -456,7 +489,8 @@ def one_table(toy, settings, runs, joined):
     """The lines of one table: a row for each case, one more for each combination of flags that is no preset."""
     shown = ("frames", "size", "crop", "clips", "width", "epochs", "batch_size", "lr", "weight_decay", "accumulate", "balance",
              "augment", "queue_size", "momentum", "temperature")
-    kind = "TOY data (a toy: its numbers say nothing about real deepfakes)" if toy else f"FaceForensics++ {settings['compression']}"
+    kind = "TOY data (a toy: its numbers say nothing about real deepfakes)" if toy else \
+        f"FaceForensics++ {settings['compression']}, {settings['data']}"
     lines = [f"### {kind}", "",
              "Settings: " + ", ".join(f"{name} {settings[name]}" for name in shown if name in settings)
              + (" (DFDC Winner: single frames and settings of its own)" if joined else ""), "",
@@ -504,7 +538,10 @@ COLOURS = [(60, 60, 60), (40, 40, 220), (30, 140, 240), (200, 90, 30), (60, 160,
 
 def save_picture(picture, path):
     """(cv2.imwrite cannot open every path on Windows, and does not say so.)"""
-    cv2.imencode(".png", picture)[1].tofile(path)
+    written, content = cv2.imencode(".png", picture)
+    if not written:
+        raise ValueError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written")
+    content.tofile(path)
 
 
 def write_on(picture, text, x, y, colour=(0, 0, 0), scale=0.45):
@@ -520,7 +557,7 @@ def strip(row, face, height=150):
         frame = read_clip(row["path"], 1, (i + 0.5) / count)[0].copy()
         left, top, side = crop_square(*frame.shape[:2], face)
         cv2.rectangle(frame, (left, top), (left + side - 1, top + side - 1), (0, 200, 255), max(1, frame.shape[0] // 150))
-        width = round(frame.shape[1] * height / frame.shape[0])
+        width = max(1, round(frame.shape[1] * height / frame.shape[0]))
         pictures.append(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
     frames = np.concatenate(pictures, axis=1)
     width = max(frames.shape[1], 560)
@@ -665,6 +702,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.clips is not None and args.clips < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error("--clips and --batch-size are at least 1, --workers at least 0")
+    if sum(map(bool, (args.video, args.real, args.table, args.roc))) > 1:
+        parser.error("--video, --real, --table and --roc exclude each other")
     if args.json and not args.video:
         parser.error("--json goes with --video")
     if args.pictures and (args.video or args.real or args.table or args.roc):
@@ -677,6 +716,9 @@ def main(argv=None):
         complete = run(args)
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {sentence(error)}")
+    except (RuntimeError, MemoryError) as error:
+        sys.exit(f"eval.py: {resources(error)}") if resources(error) else None
+        raise
     except KeyboardInterrupt:
         sys.exit("\neval.py: interrupted")
     sys.exit(0 if complete else 1)
@@ -716,8 +758,6 @@ def run(args):
             print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
         found = measure(videos, ["fake"], with_intervals=True)
         out = Path(args.out or folder / "results_folders.json")
-        save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake,
-                   "metrics": found, "videos": videos, "unreadable": unreadable}, out)
         print(f"{len(videos)} videos of {args.real} and {args.fake}:")
         for name in ("original", "fake") if config["crop"] == "face" else ():
             faces = [dataset.faces[path] for path, of, _ in rows if of == name]
@@ -725,23 +765,25 @@ def run(args):
         for name in ("accuracy", "accuracy_real", "accuracy_fake", "auc", "ap", "eer"):
             low, high = found["intervals"][name]
             print(f"  {name:14} {found[name]:.3f}   95 % interval {low:.3f} to {high:.3f}")
+        save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake,
+                   "metrics": found, "videos": videos, "unreadable": unreadable}, out)
     else:
         root = "toy_ffpp" if args.data == "toy" else args.data or config["data_root"]
         compression = args.compression or config["compression"]
-        other = (root, compression, clips) != (config["data_root"], config["compression"], config["clips"])
+        other = (Path(root), compression, clips) != (Path(config["data_root"]), config["compression"], config["clips"])
         data = config["data"] if not args.data else "toy" if args.data == "toy" or is_toy(root) else root
         config = {**config, "data_root": root, "data": data, "compression": compression, "cache": args.cache}
         # results.json is that of best.pt under the run's own protocol: tables compare like with like, all else goes beside it.
         stem = Path(args.checkpoint).stem
         name = f"results{'' if stem == 'best' else f'_{stem}'}{'_other' if other else ''}.json"
         out = Path(args.out or folder / name)
-        kept = read_results(out) if out.is_file() and not args.out else {}
+        kept = read_results(out) if out.is_file() and out.resolve() == (folder / name).resolve() else {}
         results, embeddings = test(encoder, classifier, config, clips, args.device, args.workers, args.batch_size,
                                    args.pictures)
         unreadable = results["unreadable"]
         kept = {name: kept[name] for name in ("epoch", "last") if name in kept}  # what only train.py knows
-        save_json({"checkpoint": args.checkpoint, **results, **kept}, out)
         print(report(results, "test"))
+        save_json({"checkpoint": args.checkpoint, **results, **kept}, out)
         if args.pictures:
             print("pictures:", ", ".join(map(str, pictures(results, embeddings, folder))))
         for path in unreadable:

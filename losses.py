@@ -51,7 +51,7 @@ def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
         if not has_positive.any():
             return z[:0].sum()                                           # zero, with a (zero) gradient for z
         positive = positive[has_positive]
-        similarity = z[has_positive] @ keys.to(z.dtype).T / temperature  # (anchors, K), z_i . z_j / tau
+        similarity = z[has_positive] @ keys.detach().to(z.dtype).T / temperature  # (anchors, K), z_i . z_j / tau
         # log of a sum of exp, without exp: exact where exp(1 / 0.01) would overflow or every term underflow.
         numerator = similarity.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
         denominator = similarity.logsumexp(dim=1)                        # positives and negatives: every key

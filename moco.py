@@ -80,6 +80,8 @@ class LabelQueue(nn.Module):
         of all ranks, in rank order, so that all queues stay equal (each rank must bring the same B)."""
         if len(keys) != len(labels):
             raise ValueError(f"one label per key: got {len(keys)} keys and {len(labels)} labels")
+        if keys.shape[1:] != self.slots.shape[1:]:
+            raise ValueError(f"keys (B, {self.slots.shape[1]}) expected, got {tuple(keys.shape)}")
         keys, labels = gather(keys.detach()), gather(labels)
         size, start = len(self.slots), int(self.enqueued)
         last = range(max(0, len(keys) - size), len(keys))               # more keys than slots: the last `size` stay

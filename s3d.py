@@ -125,9 +125,9 @@ class S3D(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN_STD[0]).view(1, 3, 1, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_MEAN_STD[1]).view(1, 3, 1, 1, 1))
         self.register_buffer("batchnorm", torch.tensor(PYTORCH_BATCHNORM))
-        self.register_load_state_dict_post_hook(lambda model, _: model.apply_batchnorm_settings())
+        self.register_load_state_dict_post_hook(S3D.apply_batchnorm_settings)
 
-    def apply_batchnorm_settings(self):
+    def apply_batchnorm_settings(self, _=None):
         eps, momentum = (float(f"{value:.6g}") for value in self.batchnorm.tolist())  # 1e-5, not float32's 9.9999997e-6
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):
@@ -149,8 +149,7 @@ class S3D(nn.Module):
             clip = clip.contiguous(memory_format=torch.channels_last_3d)
         # In training the layout is that of the weights. With model.to(memory_format=torch.channels_last_3d) it is faster;
         # in the default one every operation is the very one of torchvision's S3D, to the last bit.
-        if clip.dtype == torch.uint8:
-            clip = clip.to(self.mean.dtype).div_(255)
+        clip = clip.to(self.mean.dtype).div_(255) if clip.dtype == torch.uint8 else clip.to(self.mean.dtype)
         x = (clip - self.mean).div_(self.std)
         return self.layers(x).mean(dim=(2, 3, 4))  # (B, dim, T/8, H/32, W/32) -> (B, dim)
 
@@ -174,7 +173,7 @@ def load_pretrained(model, source):
     for inner in ("encoder", "state_dict"):  # train.py's checkpoints; CoCLR's
         if isinstance(checkpoint.get(inner), dict):
             checkpoint = checkpoint[inner]
-    found = {key.removeprefix("module."): value for key, value in checkpoint.items()}
+    found = {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
     has = lambda prefix: any(key.startswith(prefix) for key in found)
     origin, prefix, statistics, batchnorm = (
         ("CoCLR pre-training", "encoder_q.0.", IMAGENET_MEAN_STD, PYTORCH_BATCHNORM) if has("encoder_q.0.") else

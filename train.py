@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -279,6 +280,7 @@ def train(args):
     writer = None
     if not rank:
         out.mkdir(parents=True, exist_ok=True)
+        lock = alone_in(out)  # held as long as this variable lives
         if args.overwrite:
             for old in ("last.pt", "best.pt", "log.csv", "config.json", "results*.json", *evaluation.PICTURES):
                 for path in out.glob(old):
@@ -358,6 +360,23 @@ def train(args):
     if not rank:
         evaluation.save_json(final, out / "results.json")
     print(finished(final, out))
+
+
+def alone_in(out):
+    """Lock a run's folder against a second process that would train there; the system lets go when this one ends, however
+    it ends. Raises ValueError. (Not on Windows, nor on file systems that know no locks.)"""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = open(out / ".lock", "w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"another process is training in {out}: wait for it, or choose another --out") from None
+    except OSError:
+        pass
+    return file
 
 
 def test_at_last(args, out, best_epoch, device):
@@ -610,7 +629,10 @@ def parse(argv=None):
         (args.queue_size < 1, f"--queue-size {args.queue_size}: at least one key"),
         (args.epochs < 1, f"--epochs {args.epochs}: at least one"),
         (args.clips < 1, f"--clips {args.clips}: at least one"),
-        (args.threads < 0, f"--threads {args.threads}: 0 or more"),
+        (not 0 <= args.threads <= 1024, f"--threads {args.threads}: from 0 to 1024"),
+        (not 0 <= args.seed < 2 ** 32, f"--seed {args.seed}: from 0 to 2^32 - 1"),
+        *((getattr(args, name) > most, f"--{name.replace('_', '-')} {getattr(args, name)}: at most {most}") for name, most in (
+            ("frames", 1000), ("size", 4096), ("clips", 10_000), ("batch_size", 100_000), ("queue_size", 10 ** 8), ("epochs", 10 ** 6))),
         (args.workers < 0, f"--workers {args.workers}: 0 or more"),
         (not 0 < args.width < 100, f"--width {args.width}: more than 0, less than 100"),
         (not 0 < args.lr < math.inf, f"--lr {args.lr}: more than 0"),
@@ -632,9 +654,10 @@ def other_settings(before, args):
 
 
 def existing_run(args):
-    """What stands in --out already: ("nothing" or "continue", None) to train, ("finished", results), ("refused", why)."""
+    """What stands in --out already: ("nothing" or "continue", None) to train, ("finished", its result as text),
+    ("refused", why)."""
     out = Path(args.out)
-    if args.overwrite or not (out / "config.json").is_file():
+    if args.overwrite or not any((out / name).is_file() for name in ("best.pt", "last.pt", "results.json")):
         return "nothing", None
     try:
         before = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -647,7 +670,10 @@ def existing_run(args):
     if (out / "results.json").is_file():
         results = evaluation.read_results(out / "results.json")
         if "last" in results:  # written by this file at the end; eval.py alone does not finish a run
-            return "finished", results
+            try:
+                return "finished", finished(results, out)
+            except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+                return "refused", f"{out / 'results.json'} is incomplete ({type(error).__name__}: {error}): --overwrite trains anew"
     if args.resume:
         return "continue", None
     return "refused", f"{out} holds an unfinished run: --resume continues it, --overwrite trains anew"
@@ -666,19 +692,15 @@ def main(argv=None):
         if not args.explain:
             state, found = evaluation.from_all_ranks(None if rank else existing_run(args))[0]
             if state == "finished":
-                print(f"{finished(found, out)}\nthis run was finished before; --overwrite trains it anew")
+                print(f"{found}\nthis run was finished before; --overwrite trains it anew")
                 return
             if state == "refused":
                 sys.exit(1 if rank else f"train.py: {found}")
         train(args)
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"train.py: {evaluation.sentence(error)}")
-    except RuntimeError as error:
-        if "out of memory" in str(error):
-            sys.exit("train.py: out of memory: a larger --accumulate, or a smaller --batch-size, --frames or --size helps")
-        if "DataLoader worker" in str(error):
-            sys.exit("train.py: a process that reads videos was killed: too little (shared) memory for --workers, "
-                     "a smaller number helps")
+    except (RuntimeError, MemoryError) as error:
+        sys.exit(f"train.py: {evaluation.resources(error)}") if evaluation.resources(error) else None
         raise
     except KeyboardInterrupt:
         saved = (out / "last.pt").is_file() and not args.explain
@@ -695,6 +717,7 @@ def join_processes(device):
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
+    warnings.filterwarnings("ignore", ".*broadcast_buffers")  # renamed in newer versions of torch, missing in older ones
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while the first downloads or renders
     if dist.get_rank():

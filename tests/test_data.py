@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 import hashlib
 import json
+import os
 import shutil
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -352,6 +354,27 @@ def test_found_faces_that_are_none_are_searched_again(toy, tmp_path):
     for content in ("[]", '{"953": [1, 2]}', '{"953": "face"}', '{"953": [1, 2, "a", 4]}', '{"953": [NaN, 1, 5, 5]}', '{"953": {}}', "{"):
         (tmp_path / "faces.json").write_text(content)
         assert data.find_faces({"953": original}, tmp_path / "faces.json") == {"953": data.find_face(original)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are always text")
+def test_a_file_name_that_is_no_text_is_unreadable_and_no_crash(toy, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.mp4"))
+    shutil.copy(list_videos(toy / "toy_ffpp")["original"]["953"], path)
+    assert data.load_clip(path, None, 8, 32, 0.5) is None and data.find_face(path) is None
+
+
+def test_a_relative_name_with_a_colon_is_a_file(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(list_videos(toy / "toy_ffpp")["original"]["953"], "a:b.mp4")
+    assert data.load_clip("a:b.mp4", None, 8, 32, 0.5) is not None
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_damaged_file_of_the_cache_is_made_again(toy, tmp_path, size):
+    read = lambda: data.load_clip(list_videos(toy / "toy_ffpp")["original"]["953"], None, 8, 32, 0.5, tmp_path)
+    before = read()
+    os.truncate(next(tmp_path.glob("*.rgb")), size)
+    assert torch.equal(read(), before)
 
 
 @pytest.fixture

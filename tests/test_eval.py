@@ -131,7 +131,8 @@ def test_another_crop_than_the_trained_one_is_refused(finished, refused, toy):
     assert "--crop frame" in refused(toy, evaluation.main, folder / "best.pt", "--crop", "frame")
 
 
-@pytest.mark.parametrize("flags, named", [(["--json"], "--json"), (["--pictures", "--video", "a.mp4"], "--pictures"), (["--real", "."], "--fake")])
+@pytest.mark.parametrize("flags, named", [(["--json"], "--json"), (["--pictures", "--video", "a.mp4"], "--pictures"), (["--real", "."], "--fake"),
+                                          (["--video", "a.mp4", "--table", "."], "exclude")])
 def test_flags_that_would_do_nothing_are_refused(refused, toy, flags, named):
     assert named in refused(toy, evaluation.main, "best.pt", *flags)
 
@@ -195,7 +196,40 @@ def test_toys_and_other_settings_never_share_a_table(tmp_path):
     assert all(f"{accuracy:.1f} (1)" in text for accuracy in (80, 90, 70, 60)) and "Binary CE [mult_ce True]" in text
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": {"mode": "x"}}', '{"config": 3, "metrics": []}'])
+def test_scores_that_are_no_numbers_are_an_error_and_no_chance_level(finished, refused, toy, tmp_path):
+    with pytest.raises(ValueError, match="not finite"):
+        evaluation.metrics([0, 1], [0.5, float("nan")])
+    folder, _, _ = finished
+    checkpoint = torch.load(folder / "best.pt", weights_only=True)
+    next(iter(checkpoint["bin_classifier"].values())).fill_(float("nan"))
+    torch.save(checkpoint, tmp_path / "diverged.pt")
+    assert "diverged" in refused(toy, evaluation.main, tmp_path / "diverged.pt")
+
+
+def test_a_checkpoint_whose_settings_are_damaged_is_named(finished, refused, toy, tmp_path):
+    folder, _, _ = finished
+    checkpoint = torch.load(folder / "best.pt", weights_only=True)
+    for name, value in (("clips", "x"), ("frames", -3), ("data_root", None), ("mode", "XX"), ("holdout", None)):
+        torch.save({**checkpoint, "config": {**checkpoint["config"], name: value}}, tmp_path / "odd.pt")
+        assert "odd.pt" in refused(toy, evaluation.main, tmp_path / "odd.pt")
+        torch.save({**checkpoint, "config": {n: v for n, v in checkpoint["config"].items() if n != name}}, tmp_path / "odd.pt")
+        assert "odd.pt" in refused(toy, evaluation.main, tmp_path / "odd.pt")
+
+
+def test_two_datasets_never_share_a_table(tmp_path):
+    fake_run(tmp_path, "bin_ce", "DF", 0, 0.9, data="one")
+    fake_run(tmp_path, "bin_ce", "DF", 1, 0.5, data="another")
+    assert "90.0 (1)" in evaluation.table(tmp_path) and "50.0 (1)" in evaluation.table(tmp_path)
+
+
+def test_videos_lie_in_a_folder_of_any_name_and_masks_are_none(tmp_path):
+    for place in ("masks/real", "masks/real/masks"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.mp4").write_text("")
+    assert evaluation.videos_in(tmp_path / "masks" / "real") == [tmp_path / "masks" / "real" / "a.mp4"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100000, '{"config": {"mode": "x"}}', '{"config": 3, "metrics": []}'])
 def test_a_results_file_that_is_none_is_named(refused, tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     for flag in ("--table", "--roc"):

@@ -82,7 +82,10 @@ def test_while_a_run_goes_on_its_folder_can_be_read_and_a_video_may_disappear(to
         gone = min((tmp_path / "toy_ffpp" / "manipulated_sequences" / "Deepfakes" / "c23" / "videos").glob("*.mp4"))
         gone.unlink()
         assert run(tmp_path, "eval.py", "runs/busy/best.pt", "--device", "cpu").returncode == 0
-        for _ in range(200):  # while checkpoints and logs are renewed
+        if os.name != "nt":
+            second = run(tmp_path, "train.py", *FLAGS, "--epochs", "500", "--out", "runs/busy", "--resume")
+            assert second.returncode == 1 and second.stderr.count("\n") == 1 and "another process is training" in second.stderr
+        for _ in range(40):  # while checkpoints and logs are renewed
             evaluation.load_checkpoint(out / "best.pt"), evaluation.load_checkpoint(out / "last.pt")
             json.loads((out / "config.json").read_text())
             assert (out / "log.csv").read_text().endswith("\n")
@@ -152,8 +155,26 @@ def test_a_run_whose_disk_is_full_names_the_file_and_leaves_what_could_be_writte
               "runpy.run_path(sys.argv[0], run_name='__main__')")  # best.pt stays below a megabyte, last.pt does not
     result = subprocess.run([sys.executable, "-c", script, str(ROOT), str(ROOT / "train.py"), *FLAGS, "--out", "runs/full"], cwd=toy, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and "last.pt could not be written" in result.stderr and "Traceback" not in result.stderr
-    assert sorted(p.name for p in (toy / "runs" / "full").iterdir() if not p.name.startswith("events")) == ["best.pt", "config.json"]
+    assert sorted(p.name for p in (toy / "runs" / "full").iterdir() if not p.name.startswith(("events", ".lock"))) == ["best.pt", "config.json"]
     evaluation.load_checkpoint(toy / "runs" / "full" / "best.pt")
+
+
+def test_a_finished_run_whose_result_is_damaged_is_refused(finished, refused, toy):
+    folder, _, flags = finished
+    shutil.copytree(folder, toy / "runs" / "odd")
+    results = json.loads((folder / "results.json").read_text())
+    for changed in ({"last": 3}, {"last": {}}, {"seen": 1}, {"videos": []}, {"metrics": {}}):
+        (toy / "runs" / "odd" / "results.json").write_text(json.dumps({**results, **changed}))
+        assert "results.json" in refused(toy, train.main, *flags[:-1], "runs/odd")
+
+
+def test_one_manipulation_beside_the_held_out_one_that_cannot_be_read_costs_only_its_own_number(finished, run, tmp_path):
+    folder, _, _ = finished
+    shutil.copytree(folder.parent.parent / "toy_ffpp", tmp_path / "toy_ffpp")
+    for path in (tmp_path / "toy_ffpp" / "manipulated_sequences" / "FaceSwap").rglob("*.mp4"):
+        path.write_text("")
+    assert run(tmp_path, "eval.py", folder / "best.pt", "--out", "results.json").returncode == 1
+    assert set(json.loads((tmp_path / "results.json").read_text())["seen"]) == {"DF", "F2F"}
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_the_difference(finished, refused, toy):

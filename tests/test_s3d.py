@@ -170,3 +170,10 @@ def test_without_network_one_sentence_names_the_url_and_the_place(source, monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="could not download http.*checkpoints"):
         load_pretrained(S3D(), source)
+
+
+def test_a_model_can_be_pickled_and_takes_any_float(tmp_path):
+    model = S3D(0.1).eval()
+    torch.save(model, tmp_path / "model.pt")
+    clip = torch.rand(1, 3, 8, 32, 32, dtype=torch.float64)
+    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(clip), model(clip.float()))

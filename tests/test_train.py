@@ -191,6 +191,7 @@ def test_explain_shows_and_measures_the_diagram(run, toy):
     (["--mode", "bin_contrastiv"], "bin_contrastiv"), (["--holdout", "Deepfakes"], "Deepfakes"), (["--hold-out", "DF"], "--hold-out"),
     (["--epoch", "3"], "--epoch"), (["--frames", "4"], "--frames 4"), (["--size", "16"], "--size 16"), (["--batch-size", "1"], "--batch-size 1"),
     (["--queue-size", "0"], "--queue-size 0"), (["--temperature", "0"], "--temperature"), (["--momentum", "1.1"], "--momentum"),
+    (["--seed", "-1"], "--seed"), (["--queue-size", "99999999999"], "at most"), (["--device", "meta"], "--device meta"), (["--lr", "inf"], "--lr"),
     (["--data", "no/such/folder"], "no/such/folder"), (["--compression", "c40"], "c23"), (["--init", "no.pt"], "no.pt"),
     (["--batch-size", "1000"], "--batch-size 1000"), (["--crop", "no.json"], "no.json"), (["--mode", "dfdc_winner", "--init", "coclr"], "coclr")])
 def test_a_mistake_is_one_clear_sentence(refused, toy, flags, named):
@@ -262,5 +263,5 @@ def test_overwrite_leaves_nothing_of_the_old_run(finished, run, toy):
         (toy / "runs" / "old" / name).write_text("old")
     (toy / "runs" / "old" / "notes.txt").write_text("mine")
     assert run(toy, "train.py", *flags[:-1], "runs/old", "--overwrite").returncode == 0
-    assert {p.name for p in (toy / "runs" / "old").iterdir() if not p.name.startswith("events")} == {
+    assert {p.name for p in (toy / "runs" / "old").iterdir() if not p.name.startswith(("events", ".lock"))} == {
         "best.pt", "last.pt", "log.csv", "config.json", "results.json", "notes.txt"}

@@ -3,10 +3,12 @@
 
     root/original_sequences/youtube/c23/videos/953.mp4            953, as filmed            label 0
     root/manipulated_sequences/Deepfakes/c23/videos/953_974.mp4   953 with the face of 974  label 1
-    ...  Face2Face, FaceSwap, NeuralTextures likewise; a folder of images c23/frames/953/ or c23/images/953/ is a video, too
+    ...  FaceSwap likewise; Face2Face, NeuralTextures: 953 with the expression of 974
 
-In `target_source` the footage is the target's, so the split and the face box are, too (FF++'s words; the paper's section
-3.2 has them the other way round).
+A folder of images c23/frames/953/ or c23/images/953/ is a video, too.
+
+In `target_source` the footage is the target's; so the target's id decides the split and the face box (FF++'s words; the
+paper's section 3.2 has them the other way round).
 The official splits are pairs: the pair 953, 974 of the test split stands for ten videos, the originals 953 and
 974 and, for each of the four manipulations, 953_974 and 974_953. The held-out manipulation is met in the test
 split alone:
@@ -208,7 +210,7 @@ def cached_crops(path, face, size, cache):
     key = repr((str(path.resolve()), state.st_mtime_ns, state.st_size, face and tuple(face), size))
     file = Path(cache) / f"{path.stem}_{hashlib.sha1(key.encode()).hexdigest()}.rgb"
     if not file.is_file() or file.stat().st_size == 0 or file.stat().st_size % (3 * size * size):  # not there, or damaged
-        crops = (np.ascontiguousarray(crop_frame(frame, face, size)) for frame in all_frames(path))
+        crops = (crop_frame(frame, face, size).tobytes() for frame in all_frames(path))
         first = next(crops, None)
         if first is None:
             raise UnreadableVideo(f"{path}: not one frame can be read")
@@ -216,9 +218,8 @@ def cached_crops(path, face, size, cache):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as out:
-                out.write(first.tobytes())
-                for crop in crops:
-                    out.write(crop.tobytes())
+                out.write(first)
+                out.writelines(crops)
             temporary.replace(file)
         except OSError as error:
             raise ValueError(f"--cache {cache} cannot be written ({error.strerror}): make room, or leave --cache out") from None
@@ -292,7 +293,7 @@ def read_boxes(file):
             raise ValueError("a box is no text")
         boxes = {str(name): box and tuple(float(v) for v in box) for name, box in boxes.items()}
         if not all(box is None or is_box(box) for box in boxes.values()):
-            raise ValueError("a box is not four finite numbers with a width and height of at least 1")
+            raise ValueError("a box is not four numbers below a million, with a width and height of at least 1")
         return boxes
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"--crop {file}: expected a JSON object {{target id: [x, y, width, height] or null}}: "
@@ -307,7 +308,7 @@ class FFPP(Dataset):
     binary 0 = original, 1 = manipulated; multi 0 = original, 1..n = the seen manipulations in the order DF, F2F,
     FS, NT (-1: the held-out one, which has no class of its own). holdout: DF, F2F, FS, NT or none.
 
-    train: one clip per video, at a random place, augmented. val, test: `clips` clips per video at evenly
+    train: one clip each time a video is drawn, at a random place, augmented. val, test: `clips` clips per video at evenly
     spaced places, item i = clip i % clips of video i // clips; the same each time. `classes` (of "original",
     "DF", ...) picks others than the split's own. crop: "face", "frame" (centred square) or a JSON file
     {target id: [x, y, w, h]} from a detector of your own. Found faces are kept in runs/faces_*.json.
@@ -338,10 +339,11 @@ class FFPP(Dataset):
         self.faces = {}
         if crop == "face":
             key = hashlib.sha1(repr((str(Path(root).resolve()), compression, FACE_FINDER)).encode()).hexdigest()[:8]
-            # Searched in the original; where that is not on disk, in the fake itself.
+            # Searched in the original; where that is not on disk, in one of this split's fakes.
             searched = {target: on_disk["original"].get(target, path) for path, _, target in self.videos}
-            found = find_faces({path.stem: path for path in searched.values()}, Path("runs") / f"faces_{key}.json")
-            self.faces = {target: found[path.stem] for target, path in searched.items()}
+            name = lambda path: path.relative_to(root).as_posix()
+            found = find_faces({name(path): path for path in searched.values()}, Path("runs") / f"faces_{key}.json")
+            self.faces = {target: found[name(path)] for target, path in searched.items()}
         elif crop != "frame":
             self.faces = read_boxes(crop)
         self.augment = v2.Compose([

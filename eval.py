@@ -2,7 +2,8 @@
 """Test time: only the binary stream is left (section 2.1.1), and every video gets one score.
 
 A video's score is the mean fake probability over `--clips` evenly spaced clips. The test set of a hold-out is
-the originals and the held-out manipulation, 280 videos of the real FF++; all that can be read are scored.
+the originals and the held-out manipulation, 280 videos of the real FF++; all that can be read are scored. The seen
+manipulations' test videos are scored as well, but stand beside it.
 
     python eval.py runs/bin_contrastive_DF_seed0/best.pt
 
@@ -207,7 +208,7 @@ class FrameEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1, 1))
 
     def forward(self, clip):
-        clip = clip / 255 if clip.dtype == torch.uint8 else clip
+        clip = clip.to(self.mean.dtype) / 255 if clip.dtype == torch.uint8 else clip.to(self.mean.dtype)
         frames = ((clip - self.mean) / self.std).transpose(1, 2).flatten(0, 1)               # (B * T, 3, H, W)
         return self.layers(frames).mean(dim=(2, 3)).unflatten(0, (len(clip), -1)).mean(dim=1)
 
@@ -252,7 +253,7 @@ def load_checkpoint(path, device="cpu"):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: expected a best.pt or last.pt that train.py wrote")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = checkpoint["config"]
         for name in ("mode", "holdout", "data", "data_root", "compression", "crop"):
             if not isinstance(config[name], str):
@@ -318,9 +319,9 @@ def sentence(error):
 
 def resources(error):
     """A sentence for what a RuntimeError or MemoryError says of a machine that is too small, None for any other."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+    if "MemoryError" in f"{type(error)} {error}" or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return "out of memory: a smaller --batch-size helps (in training also --accumulate, or smaller --frames or --size)"
-    if "DataLoader worker" in str(error):
+    if "DataLoader worker (pid" in str(error):
         return "a process that reads videos was killed: too little (shared) memory for --workers, a smaller number helps"
     return None
 
@@ -328,6 +329,14 @@ def resources(error):
 def save_json(content, path):
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def save_and_print(content, path, text):
+    """Neither a full disk nor a terminal that is gone costs the result."""
+    try:
+        save_json(content, path)
+    finally:
+        print(text)
 
 
 # --- Videos from elsewhere ------------------------------------------------------------------------------------------
@@ -415,8 +424,8 @@ PAPER = {  # Table 2, accuracy in %, by held-out manipulation; last, the average
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # What may differ between runs of one table: who they are, where they ran, and what a mode itself sets.
-FREE = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data_root",
-        "precision", "compile", "cache", "bin_ce", "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
+MAY_DIFFER = {"mode", "holdout", "seed", "out", "init", "device", "processes", "workers", "threads", "versions", "data_root",
+              "precision", "compile", "cache", "bin_ce", "bin_contrast", "mult_ce", "mult_contrast", "overrides"}
 
 
 def read_results(path):
@@ -451,7 +460,8 @@ def table(folder):
         config = results["config"]
         if config["holdout"] == "none":  # not a case of the paper
             continue
-        settings = {name: value for name, value in {**config, **results["protocol"]}.items() if name not in FREE}
+        settings = {name: value for name, value in {**config, **results["protocol"]}.items() if name not in MAY_DIFFER}
+        settings["data"] = Path(config["data"]).name  # wherever the dataset lies
         group = config["data"] == "toy", config["mode"] == "dfdc_winner", json.dumps(settings, sort_keys=True)
         run = *group, config["mode"], config["holdout"], config["seed"], config.get("overrides")
         if run in first:
@@ -496,7 +506,7 @@ def one_table(toy, settings, runs, joined):
              + (" (DFDC Winner: single frames and settings of its own)" if joined else ""), "",
              "Accuracy in % on originals + the held-out manipulation: mean ± standard deviation over seeds (number of seeds)"
              + ("." if toy else "; in brackets the paper."), "",
-             f"| Type of training | {' | '.join(MANIPULATIONS)} | average (Table 3) | average AUC |", "|---" * 7 + "|"]
+             f"| Type of training | {' | '.join(MANIPULATIONS)} | average (Table 3) | average AUC |", "|---" * (len(MANIPULATIONS) + 3) + "|"]
     overrides = lambda run: f" [{run['config']['overrides']}]" if run["config"].get("overrides") else ""
     for mode, (label, *paper) in PAPER.items():
         of_mode = [run for run in runs if run["config"]["mode"] == mode]
@@ -717,8 +727,9 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {sentence(error)}")
     except (RuntimeError, MemoryError) as error:
-        sys.exit(f"eval.py: {resources(error)}") if resources(error) else None
-        raise
+        if not resources(error):
+            raise
+        sys.exit(f"eval.py: {resources(error)}")
     except KeyboardInterrupt:
         sys.exit("\neval.py: interrupted")
     sys.exit(0 if complete else 1)
@@ -758,15 +769,15 @@ def run(args):
             print(f"eval.py: {path} cannot be read: not scored", file=sys.stderr)
         found = measure(videos, ["fake"], with_intervals=True)
         out = Path(args.out or folder / "results_folders.json")
-        print(f"{len(videos)} videos of {args.real} and {args.fake}:")
-        for name in ("original", "fake") if config["crop"] == "face" else ():
-            faces = [dataset.faces[path] for path, of, _ in rows if of == name]
-            print(f"  a face was found in {sum(map(bool, faces))} of {len(faces)} videos of {args.real if name == 'original' else args.fake}")
+        lines = [f"{len(videos)} videos of {args.real} and {args.fake}:"]
+        for name, of in (("original", args.real), ("fake", args.fake)) if config["crop"] == "face" else ():
+            faces = [dataset.faces[path] for path, its_class, _ in rows if its_class == name]
+            lines.append(f"  a face was found in {sum(map(bool, faces))} of {len(faces)} videos of {of}")
         for name in ("accuracy", "accuracy_real", "accuracy_fake", "auc", "ap", "eer"):
             low, high = found["intervals"][name]
-            print(f"  {name:14} {found[name]:.3f}   95 % interval {low:.3f} to {high:.3f}")
-        save_json({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake,
-                   "metrics": found, "videos": videos, "unreadable": unreadable}, out)
+            lines.append(f"  {name:14} {found[name]:.3f}   95 % interval {low:.3f} to {high:.3f}")
+        save_and_print({"checkpoint": args.checkpoint, "config": config, "real": args.real, "fake": args.fake,
+                        "metrics": found, "videos": videos, "unreadable": unreadable}, out, "\n".join(lines))
     else:
         root = "toy_ffpp" if args.data == "toy" else args.data or config["data_root"]
         compression = args.compression or config["compression"]
@@ -782,8 +793,7 @@ def run(args):
                                    args.pictures)
         unreadable = results["unreadable"]
         kept = {name: kept[name] for name in ("epoch", "last") if name in kept}  # what only train.py knows
-        print(report(results, "test"))
-        save_json({"checkpoint": args.checkpoint, **results, **kept}, out)
+        save_and_print({"checkpoint": args.checkpoint, **results, **kept}, out, report(results, "test"))
         if args.pictures:
             print("pictures:", ", ".join(map(str, pictures(results, embeddings, folder))))
         for path in unreadable:

@@ -127,7 +127,7 @@ class S3D(nn.Module):
         self.register_buffer("batchnorm", torch.tensor(PYTORCH_BATCHNORM))
         self.register_load_state_dict_post_hook(S3D.apply_batchnorm_settings)
 
-    def apply_batchnorm_settings(self, _=None):
+    def apply_batchnorm_settings(self, incompatible_keys):
         eps, momentum = (float(f"{value:.6g}") for value in self.batchnorm.tolist())  # 1e-5, not float32's 9.9999997e-6
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):

@@ -58,7 +58,7 @@ PRESETS = {
     # random: no published weights fit the toy's narrow encoder (so baseline and bin_ce are one and the same there)
     "toy": dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="face", width=0.25, lr=5e-4,
                 queue_size=256, momentum=0.9, workers=1, threads=1),
-    # the paper's 128 px and, where it is silent, CoCLR's settings; the starting weights are the mode's
+    # the paper's 128 px; for the rest see the README's table of decisions. The starting weights are the mode's
     "paper": dict(epochs=30, batch_size=16, frames=32, size=128, clips=4, crop="face", width=1.0, lr=1e-4,
                   queue_size=2048, momentum=0.999, workers=min(8, os.cpu_count()), threads=0),
 }
@@ -263,6 +263,9 @@ def train(args):
         return explain(nets, args, [part.to(device) for part in next(iter(loader))])
     print_chance(args, train_set, val_set, sampler)
 
+    if not rank:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = alone_in(out)  # held as long as this variable lives
     config = settings(args, ranks)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     rows, best, first_epoch = [], None, 0
@@ -279,8 +282,6 @@ def train(args):
         print(f"resumed after epoch {first_epoch} of {args.epochs}")
     writer = None
     if not rank:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = alone_in(out)  # held as long as this variable lives
         if args.overwrite:
             for old in ("last.pt", "best.pt", "log.csv", "config.json", "results*.json", *evaluation.PICTURES):
                 for path in out.glob(old):
@@ -356,22 +357,23 @@ def train(args):
 
     if ranks > 1:
         dist.barrier()  # best.pt and last.pt are there
-    final = test_at_last(args, out, best["epoch"], device)
+    final = final_test(args, out, best["epoch"], device)
     if not rank:
         evaluation.save_json(final, out / "results.json")
-    print(finished(final, out))
+    print(result_text(final, out))
 
 
 def alone_in(out):
     """Lock a run's folder against a second process that would train there; the system lets go when this one ends, however
-    it ends. Raises ValueError. (Not on Windows, nor on file systems that know no locks.)"""
-    try:
-        import fcntl
-    except ImportError:
-        return None
+    it ends. Raises ValueError. (Some network file systems know no locks.)"""
     file = open(out / ".lock", "w")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise ValueError(f"another process is training in {out}: wait for it, or choose another --out") from None
     except OSError:
@@ -379,7 +381,7 @@ def alone_in(out):
     return file
 
 
-def test_at_last(args, out, best_epoch, device):
+def final_test(args, out, best_epoch, device):
     """The content of results.json: the whole test of best.pt, and the metrics of last.pt."""
     results = {}
     for name in ("best",) if best_epoch == args.epochs else ("best", "last"):  # the same weights at the same epoch
@@ -432,9 +434,8 @@ def print_chance(args, train_set, val_set, sampler):
         share = torch.tensor([labels[i] for i, _ in sampler]).bincount().double() / len(sampler)
         chance[stream] = -(share * share.clamp_min(1e-12).log()).sum().item()
     streams = ("binary", "multi-class") if args.mult_ce or args.mult_contrast else ("binary",)
-    print(f"chance: {', '.join(f'{stream} losses {chance[stream]:.3f}' for stream in streams)}, validation accuracy "
-          f"{100 * max(np.mean(val_set.binary), 1 - np.mean(val_set.binary)):.0f} % (always the more frequent label), "
-          "AUC 0.5; what stays there has learned nothing")
+    print(f"chance: {', '.join(f'{stream} losses {chance[stream]:.3f}' for stream in streams)}, AUC 0.5: what stays there has "
+          f"learned nothing (always 'fake' would be {100 * np.mean(val_set.binary):.0f} % right in validation)")
 
 
 def name_broken(found, train_set, broken):
@@ -470,7 +471,7 @@ def read_checkpoint(path, parts):
     return checkpoint
 
 
-def finished(results, out):
+def result_text(results, out):
     """The one clear result that a run ends with."""
     last = results["last"]
     return (f"\n{evaluation.report(results, f'test of the checkpoint chosen on validation, epoch ' + str(results['epoch']))}\n"
@@ -551,11 +552,12 @@ def parse(argv=None):
     flag = parser.add_argument_group("data").add_argument
     flag("--data", default="toy",
          help="the FF++ tree, or toy: rendered into toy_ffpp/ on first use (toy). It also chooses the defaults below: small "
-              "ones for the toy, those of CoCLR for real data")
+              "ones for the toy")
     flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23",
          help="which of FF++'s compressions to read (c23)")
     flag("--crop", help="face: found by OpenCV's Haar cascade in each original and shared with its manipulations (where the "
-                        "original is not on disk, found in them); frame: the centred square; or a JSON file {target id: [x, y, width, height]} (face)")
+                        "original is not on disk, found in one of them); frame: the centred square; or a JSON file "
+                        "{target id: [x, y, width, height]} (face)")
     flag("--cache", metavar="DIR",
          help="keep every video's cropped frames there as raw bytes, and decode each video once only; takes 3 x size x size "
               "bytes per frame: 49 kB at 128 px, about 25 GB per 500,000 frames (off)")
@@ -577,7 +579,7 @@ def parse(argv=None):
          help="cut the batch into this many parts, one after the other, where it does not fit into memory; the queue and "
               "the EMA still move once per step, BatchNorm sees a part (1)")
     flag("--lr", type=float,
-         help=f"AdamW's learning rate, times 50 steps of warm-up, times a cosine from 1 to 0 {both('lr')}")
+         help=f"AdamW's learning rate: rises to it over 50 steps, then falls along a cosine to 0 {both('lr')}")
     flag("--weight-decay", type=float, default=1e-5, help="AdamW's (1e-5, that of CoCLR's pre-training)")
     flag("--queue-size", type=int, help=f"keys in each queue {both('queue_size')}")
     flag("--temperature", type=float, default=0.07, help="tau of Eq. 1 (0.07)")
@@ -609,8 +611,8 @@ def parse(argv=None):
     args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
     if not args.device:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's: a GPU for each process
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun's: a GPU for each process
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     if args.precision is None:
         cuda = args.device.startswith("cuda")
         args.precision = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -648,9 +650,9 @@ def other_settings(before, args):
     """In words, which settings of an earlier part of the run differ from these; empty when none does."""
     # What may differ between two halves of a run: another device or precision only rounds differently, the data may have
     # moved. (Another number of processes is allowed, too; BatchNorm then sees other batches.)
-    free = {"device", "precision", "compile", "cache", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
+    may_differ = {"device", "precision", "compile", "cache", "workers", "out", "resume", "overwrite", "explain", "data", "data_root"}
     return "; ".join(f"--{name.replace('_', '-')} {before.get(name)} there, {value} now"
-                     for name, value in vars(args).items() if name not in free and before.get(name) != value)
+                     for name, value in vars(args).items() if name not in may_differ and before.get(name) != value)
 
 
 def existing_run(args):
@@ -662,7 +664,7 @@ def existing_run(args):
     try:
         before = json.loads((out / "config.json").read_text(encoding="utf-8"))
         before.keys()
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return "refused", f"{out / 'config.json'} cannot be read: choose another --out, or --overwrite it"
     differences = other_settings(before, args)
     if differences:
@@ -671,7 +673,7 @@ def existing_run(args):
         results = evaluation.read_results(out / "results.json")
         if "last" in results:  # written by this file at the end; eval.py alone does not finish a run
             try:
-                return "finished", finished(results, out)
+                return "finished", result_text(results, out)
             except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
                 return "refused", f"{out / 'results.json'} is incomplete ({type(error).__name__}: {error}): --overwrite trains anew"
     if args.resume:
@@ -689,26 +691,25 @@ def main(argv=None):
         rank, ranks = evaluation.world()
         if not rank and args.data == "toy" and not Path(args.data_root).is_dir():
             make_toy(args.data_root)
-        if not args.explain:
-            state, found = evaluation.from_all_ranks(None if rank else existing_run(args))[0]
-            if state == "finished":
-                print(f"{found}\nthis run was finished before; --overwrite trains it anew")
-                return
-            if state == "refused":
-                sys.exit(1 if rank else f"train.py: {found}")
-        train(args)
+        state, found = ("nothing", None) if args.explain else evaluation.from_all_ranks(None if rank else existing_run(args))[0]
+        if state == "refused":
+            sys.exit(1 if rank else f"train.py: {found}")
+        if state == "finished":
+            print(f"{found}\nthis run was finished before; --overwrite trains it anew")
+        else:
+            train(args)
+        if ranks > 1:  # not after an error: it would wait for processes that wait for this one, until torchrun ends them
+            dist.destroy_process_group()
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"train.py: {evaluation.sentence(error)}")
     except (RuntimeError, MemoryError) as error:
-        sys.exit(f"train.py: {evaluation.resources(error)}") if evaluation.resources(error) else None
-        raise
+        if not evaluation.resources(error):
+            raise
+        sys.exit(f"train.py: {evaluation.resources(error)}")
     except KeyboardInterrupt:
         saved = (out / "last.pt").is_file() and not args.explain
         sys.exit("\ninterrupted; " + ("every whole epoch is saved: the same command with --resume (and without --overwrite) "
                                      "goes on from there" if saved else "no epoch was finished"))
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def join_processes(device):
@@ -717,7 +718,7 @@ def join_processes(device):
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    warnings.filterwarnings("ignore", ".*broadcast_buffers")  # renamed in newer versions of torch, missing in older ones
+    warnings.filterwarnings("ignore", ".*broadcast_buffers")  # deprecated; older versions of torch lack its successor
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while the first downloads or renders
     if dist.get_rank():

@@ -349,6 +349,18 @@ def test_a_face_found_in_a_fake_gives_way_to_the_originals_once_that_is_there(to
     assert FFPP("toy_ffpp", "test", "DF").faces["974"] == boxes["974.mp4"]
 
 
+def test_no_face_box_comes_from_the_held_out_manipulation(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy / "toy_ffpp", "toy_ffpp")
+    target = data.SPLITS["train"][0]
+    list_videos("toy_ffpp")["original"][target].unlink()
+    searched = []
+    monkeypatch.setattr(data, "find_face", lambda path: searched.append(str(path)) or (len(searched), 0, 30, 30))
+    FFPP("toy_ffpp", "train", "DF")
+    box = FFPP("toy_ffpp", "train", "NT").faces[target]  # a file of the same name as in NT was searched before: not this one
+    assert "NeuralTextures" not in searched[box[0] - 1] and target in searched[box[0] - 1]
+
+
 def test_found_faces_that_are_none_are_searched_again(toy, tmp_path):
     original = list_videos(toy / "toy_ffpp")["original"]["953"]
     for content in ("[]", '{"953": [1, 2]}', '{"953": "face"}', '{"953": [1, 2, "a", 4]}', '{"953": [NaN, 1, 5, 5]}', '{"953": {}}', "{"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -220,6 +221,33 @@ def test_two_datasets_never_share_a_table(tmp_path):
     fake_run(tmp_path, "bin_ce", "DF", 0, 0.9, data="one")
     fake_run(tmp_path, "bin_ce", "DF", 1, 0.5, data="another")
     assert "90.0 (1)" in evaluation.table(tmp_path) and "50.0 (1)" in evaluation.table(tmp_path)
+
+
+def test_a_dataset_is_the_same_wherever_it_lies(tmp_path):
+    for seed, data in enumerate(("FF", "elsewhere/FF", "FF/")):
+        fake_run(tmp_path, "bin_ce", "DF", seed, 0.9, data=data)
+    assert "90.0 ± 0.0 (3)" in evaluation.table(tmp_path)
+
+
+def test_a_result_that_cannot_be_printed_is_saved_and_one_that_cannot_be_saved_is_printed(tmp_path, monkeypatch, capsys):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Gone())
+        with pytest.raises(BrokenPipeError):
+            evaluation.save_and_print({"a": 1}, tmp_path / "results.json", "the result")
+    assert json.loads((tmp_path / "results.json").read_text()) == {"a": 1}
+    with pytest.raises(OSError):
+        evaluation.save_and_print({}, tmp_path / "nowhere" / "results.json", "the result")
+    assert "the result" in capsys.readouterr().out
+
+
+def test_only_what_memory_did_is_blamed_on_memory():
+    killed = "DataLoader worker (pid(s) 12) exited unexpectedly"
+    assert "--workers" in evaluation.resources(RuntimeError(killed)) and evaluation.resources(MemoryError())
+    assert evaluation.resources(RuntimeError("Caught MemoryError in DataLoader worker process 0."))
+    assert evaluation.resources(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nsizes must match")) is None
 
 
 def test_videos_lie_in_a_folder_of_any_name_and_masks_are_none(tmp_path):

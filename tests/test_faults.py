@@ -166,6 +166,8 @@ def test_a_finished_run_whose_result_is_damaged_is_refused(finished, refused, to
     for changed in ({"last": 3}, {"last": {}}, {"seen": 1}, {"videos": []}, {"metrics": {}}):
         (toy / "runs" / "odd" / "results.json").write_text(json.dumps({**results, **changed}))
         assert "results.json" in refused(toy, train.main, *flags[:-1], "runs/odd")
+    (toy / "runs" / "odd" / "config.json").unlink()
+    assert "config.json" in refused(toy, train.main, *flags[:-1], "runs/odd")
 
 
 def test_one_manipulation_beside_the_held_out_one_that_cannot_be_read_costs_only_its_own_number(finished, run, tmp_path):

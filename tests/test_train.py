@@ -112,6 +112,16 @@ def test_the_point_of_comparison_trains_an_image_model_on_single_frames():
     losses, _ = train.compute_losses(nets, args, torch.randint(0, 256, (4, 3, 1, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), None)
     losses["bin_ce"].backward()
     assert set(nets) == reached(nets) == {"encoder", "bin_classifier"}
+    encoder = nets["encoder"].eval()
+    clip = torch.randint(0, 256, (2, 3, 2, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(encoder(clip), encoder(clip.double() / 255))  # of any type, as S3D
+    torch.testing.assert_close(encoder(clip), (encoder(clip[:, :, :1]) + encoder(clip[:, :, 1:])) / 2)  # the mean over the frames
+
+
+def test_under_torchrun_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train.parse(["--device", "cuda", "--precision", "fp32"]).device == "cuda:1"
+    assert train.parse(["--device", "cuda:3", "--precision", "fp32"]).device == "cuda:3"
 
 
 # --- The command ---

@@ -167,7 +167,8 @@ def test_a_finished_run_whose_result_is_damaged_is_refused(finished, refused, to
         (toy / "runs" / "odd" / "results.json").write_text(json.dumps({**results, **changed}))
         assert "results.json" in refused(toy, train.main, *flags[:-1], "runs/odd")
     (toy / "runs" / "odd" / "config.json").unlink()
-    assert "config.json" in refused(toy, train.main, *flags[:-1], "runs/odd")
+    sentence = refused(toy, train.main, *flags[:-1], "runs/odd")
+    assert "config.json" in sentence and "--overwrite" in sentence
 
 
 def test_one_manipulation_beside_the_held_out_one_that_cannot_be_read_costs_only_its_own_number(finished, run, tmp_path):

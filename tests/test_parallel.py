@@ -109,6 +109,22 @@ def test_processes_that_cannot_share_the_batch_are_refused(monkeypatch, refused,
     assert "at least 2" in refused(toy, train.main, "--batch-size", "8")
 
 
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, refused, toy):
+    left = []
+    monkeypatch.setattr(train, "join_processes", lambda device: None)
+    monkeypatch.setattr(evaluation, "world", lambda: (0, 2))
+    monkeypatch.setattr(evaluation, "from_all_ranks", lambda value: [value])
+    monkeypatch.setattr(train.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(train.dist, "destroy_process_group", lambda: left.append("waited"))  # with NCCL: until the others come
+    def fails(args):
+        raise ValueError("it failed")
+    monkeypatch.setattr(train, "train", fails)
+    assert "it failed" in refused(toy, train.main, "--out", "runs/none") and not left
+    monkeypatch.setattr(train, "train", lambda args: None)
+    train.main(["--out", "runs/none"])
+    assert left == ["waited"]
+
+
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     one_step(sys.argv[1], int(sys.argv[2]))

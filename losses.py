@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Equation 1 of the paper: the multi-instance InfoNCE loss.
 
-An anchor z_i is compared with every key of a queue. Keys with its label are its positives P_i, all
-others its negatives N_i. The loss is small when the positives hold most of the similarity:
+Each anchor z_i is compared with every key in a queue. Keys with the anchor's label are its
+positives P_i, all other keys are its negatives N_i:
 
                         sum_{p in P_i} exp(z_i . z_p / tau)
     L = -E_i log -------------------------------------------------------------
                  sum_{p in P_i} exp(z_i . z_p / tau) + sum_{n in N_i} exp(z_i . z_n / tau)
 
-It pulls an anchor towards its positives as a group: one near positive is enough for a small loss. (SupCon,
-Khosla et al. 2020, averages over the positives outside the logarithm and pulls towards each of them.)
-
-    z (B, D), labels (B,)      the anchors, from the encoder that is trained
-    keys (K, D), key_labels    the queue, from the EMA encoder in earlier iterations; no gradient flows there
+It pulls an anchor towards its positives as a group: one close positive is enough. (SupCon, Khosla
+et al. 2020, averages the logarithm over the positives and pulls towards each of them.)
 
 To use it elsewhere, copy this file:
 
@@ -20,72 +17,68 @@ To use it elsewhere, copy this file:
     from losses import multi_instance_info_nce
     z = torch.nn.functional.normalize(torch.randn(4, 8, requires_grad=True), dim=1)
     keys = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
-    loss = multi_instance_info_nce(z, torch.tensor([0, 1, 0, 1]), keys, torch.tensor([0, 0, 1, 1, 1, 0]))
-    loss.backward()
+    labels, key_labels = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 0])
+    multi_instance_info_nce(z, labels, keys, key_labels).backward()
 
-`python losses.py` works one example through, step by step.
+`python losses.py` works through one example, step by step.
 """
 import torch
 
-
 def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
-    """Eq. 1, the mean over those anchors that have a positive; a scalar >= 0, in float32 or better.
+    """Equation 1, averaged over the anchors that have a positive: a scalar >= 0, at least float32.
 
-    z (B, D) and keys (K, D) are L2-normalised by the projection head; labels (B,) and key_labels (K,) are
-    integers. An anchor whose label is nowhere among the keys is left out: its numerator would be log 0.
-    With no anchor left (K = 0 on the first step, say) the loss is a zero that can be differentiated.
+    z (B, D)       anchors, L2-normalised, from the encoder that is trained
+    keys (K, D)    the queue, L2-normalised, from the EMA encoder; they receive no gradient
+    labels (B,), key_labels (K,)    integers
 
-    Raises ValueError when the shapes do not fit or the temperature is not positive.
+    An anchor without a positive is left out, since its numerator would be log 0. If no anchor is
+    left (at the first step the queue is empty), loss and gradient are 0. Raises ValueError if
+    the shapes do not match or the temperature is not positive.
     """
-    if z.ndim != 2 or keys.ndim != 2 or z.shape[1] != keys.shape[1]:
-        raise ValueError(f"z (B, D) and keys (K, D) must share D, got {tuple(z.shape)} and {tuple(keys.shape)}")
-    if labels.shape != z.shape[:1] or key_labels.shape != keys.shape[:1]:
-        raise ValueError(f"one label per row: got {tuple(labels.shape)} labels for {len(z)} anchors "
-                         f"and {tuple(key_labels.shape)} for {len(keys)} keys")
+    if (z.ndim != 2 or keys.ndim != 2 or z.shape[1] != keys.shape[1]
+            or labels.shape != z.shape[:1] or key_labels.shape != keys.shape[:1]):
+        shapes = [tuple(each.shape) for each in (z, labels, keys, key_labels)]
+        raise ValueError(f"expected shapes (B, D), (B,), (K, D), (K,), got {shapes}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    with torch.autocast(z.device.type, enabled=False):                   # half precision is too coarse for exp(z / 0.07)
+    with torch.autocast(z.device.type, enabled=False):  # half precision is too coarse for exp
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        positive = labels[:, None] == key_labels[None, :]                # (B, K), P_i as a mask; N_i is the rest
-        has_positive = positive.any(dim=1)                               # (B,)
+        keys = keys.detach().to(z.dtype)
+        positive = labels[:, None] == key_labels[None, :]                 # (B, K): P_i as a mask
+        has_positive = positive.any(dim=1)                                # (B,)
         if not has_positive.any():
-            return z[:0].sum()                                           # zero, with a (zero) gradient for z
-        positive = positive[has_positive]
-        similarity = z[has_positive] @ keys.detach().to(z.dtype).T / temperature  # (anchors, K), z_i . z_j / tau
-        # log of a sum of exp, without exp: exact where exp(1 / 0.01) would overflow or every term underflow.
+            return z[:0].sum()
+        z, positive = z[has_positive], positive[has_positive]
+        similarity = z @ keys.T / temperature                             # z_i . z_j / tau
+        # logsumexp never computes exp itself, which can overflow or round to 0 at a small tau.
         numerator = similarity.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
-        denominator = similarity.logsumexp(dim=1)                        # positives and negatives: every key
+        denominator = similarity.logsumexp(dim=1)                         # P_i and N_i: every key
         return (denominator - numerator).mean()
 
+def unit_vectors(degrees):
+    """Points on the unit circle at these angles: (N,) -> (N, 2)."""
+    radians = torch.deg2rad(degrees)
+    return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 def main():
-    """The lesson: Eq. 1 by hand for one anchor and six keys, then as the positives come closer."""
-    tau = 0.5
-    degrees = torch.tensor([10., 40., 80., 100., 150., 180.])            # where the keys lie, seen from the anchor
+    """The lesson: Equation 1 by hand, then with positives that move closer."""
+    tau, z, label = 0.5, unit_vectors(torch.tensor([0.])), torch.tensor([1])
+    degrees = torch.tensor([10., 40., 80., 100., 150., 180.])
     key_labels = torch.tensor([1, 0, 1, 0, 0, 0])
-    on_circle = lambda angles: torch.stack([torch.cos(torch.deg2rad(angles)), torch.sin(torch.deg2rad(angles))], dim=1)
-    z, label, keys = on_circle(torch.tensor([0.])), torch.tensor([1]), on_circle(degrees)
-
-    print(f"One anchor with label 1 at 0 degrees, six keys on the unit circle, temperature {tau}.\n")
+    cosines = (z @ unit_vectors(degrees).T)[0]
+    weights = torch.exp(cosines / tau)
+    print(f"One anchor with label 1 at 0 degrees, six keys on the unit circle, temperature {tau}\n")
     print("key  label  degrees   z_i . z_j   exp(z_i . z_j / tau)")
-    weight = torch.exp(z @ keys.T / tau)[0]
-    for j in range(6):
-        print(f"{j:3}  {key_labels[j]:5}  {degrees[j]:7.0f}  {(z @ keys.T)[0, j]:10.3f}  {weight[j]:21.3f}"
-              f"   {'positive' if key_labels[j] == 1 else ''}")
-    top, bottom = weight[key_labels == 1].sum(), weight.sum()
-    print(f"\nsum over positives {top:.3f}, over all keys {bottom:.3f}")
-    print(f"-log({top:.3f} / {bottom:.3f}) = {-torch.log(top / bottom):.4f}; "
-          f"multi_instance_info_nce gives {multi_instance_info_nce(z, label, keys, key_labels, tau):.4f}")
-    print(f"chance (all similarities equal): -log(2 / 6) = {-torch.log(torch.tensor(2 / 6)):.4f}")
-
-    print("\nThe two positives come closer, the negatives stay:")
-    for shrink in (1, .75, .5, .25, 0):
+    for j, row in enumerate(zip(key_labels, degrees, cosines, weights)):
+        print("{:3}  {:5}  {:7.0f}  {:10.3f}  {:21.3f}".format(j, *row))
+    top, bottom = weights[key_labels == 1].sum(), weights.sum()
+    print(f"\nsum over positives {top:.3f}, over all keys {bottom:.3f}: "
+          f"-log({top:.3f} / {bottom:.3f}) = {-torch.log(top / bottom):.4f}")
+    print("\nmulti_instance_info_nce, as the two positives move closer and the negatives stay:")
+    for shrink in (1, 0.5, 0):
         moved = torch.where(key_labels == 1, degrees * shrink, degrees)
-        loss = multi_instance_info_nce(z, label, on_circle(moved), key_labels, tau)
-        print(f"  positives at {moved[0]:4.1f} and {moved[2]:4.1f} degrees: loss {loss:.4f}")
-    print("\nNo key with the anchor's label: the anchor is left out, loss",
-          multi_instance_info_nce(z, torch.tensor([7]), keys, key_labels, tau).item())
-
+        loss = multi_instance_info_nce(z, label, unit_vectors(moved), key_labels, tau)
+        print(f"  positives at {moved[0]:2.0f} and {moved[2]:2.0f} degrees: loss {loss:.4f}")
 
 if __name__ == "__main__":
     main()

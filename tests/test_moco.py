@@ -1,97 +1,80 @@
 # SPDX-License-Identifier: MIT
 import copy
-import random
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import nn
+from torch import distributed as dist, nn
 
 from losses import multi_instance_info_nce
 from moco import LabelQueue, ema_update
 
+def numbered(numbers):
+    """Keys that are their own number three times, and labels that follow from it."""
+    numbers = torch.tensor([*numbers], dtype=torch.long)
+    return numbers[:, None].expand(-1, 3).float(), numbers % 5
+
+def pairs(keys, labels):  # sorted, because the queue's order does not matter
+    return sorted(zip(keys.tolist(), labels.tolist()))
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 37])
-def test_after_any_enqueues_the_queue_holds_the_last_keys_in_order_with_their_labels(size):
-    draw, queue, keys, labels = random.Random(size), LabelQueue(size, 3), torch.empty(0, 3), torch.empty(0, dtype=torch.long)
-    for _ in range(60):
-        n = draw.choice([0, 1, 2, 3, 7, size, size + 1, 2 * size + 3])
-        new, new_labels = torch.randn(n, 3), torch.randint(5, (n,))
-        queue.enqueue(new, new_labels)
-        keys, labels = torch.cat([keys, new])[-size:], torch.cat([labels, new_labels])[-size:]
-        assert torch.equal(queue.keys, keys) and torch.equal(queue.labels, labels)
+def test_after_any_enqueues_the_queue_holds_the_last_keys_with_their_labels(size):
+    queue, total = LabelQueue(size, 3), 0
+    for n in torch.randint(2 * size + 3, (60,)).tolist():
+        queue.enqueue(*numbered(range(total, total + n)))
+        total += n
+        last = range(max(0, total - size), total)
+        assert pairs(queue.keys, queue.labels) == pairs(*numbered(last))
 
+def test_a_queue_read_from_its_state_dict_goes_on_where_it_was():
+    queue, copied = LabelQueue(5, 3), LabelQueue(5, 3)
+    queue.enqueue(*numbered(range(7)))
+    copied.load_state_dict(queue.state_dict())
+    copied.enqueue(*numbered([7]))
+    assert pairs(copied.keys, copied.labels) == pairs(*numbered(range(3, 8)))
 
 def test_empty_slots_are_never_negatives():
-    keys, labels, z = nn.functional.normalize(torch.randn(6, 4), dim=1), torch.tensor([0, 1, 0, 1, 1, 0]), torch.randn(3, 4)
-    queue = LabelQueue(100, 4)
-    assert queue.keys.shape == (0, 4)
-    queue.enqueue(keys, labels)
-    anchors = torch.tensor([0, 1, 0])
-    assert torch.equal(multi_instance_info_nce(z, anchors, queue.keys, queue.labels), multi_instance_info_nce(z, anchors, keys, labels))
+    queue, (keys, key_labels) = LabelQueue(100, 3), numbered(range(6))
+    assert queue.keys.shape == (0, 3)
+    queue.enqueue(keys, key_labels)
+    anchors = torch.randn(5, 3), torch.arange(5)
+    loss = multi_instance_info_nce(*anchors, queue.keys, queue.labels)
+    torch.testing.assert_close(loss, multi_instance_info_nce(*anchors, keys, key_labels))
 
-
-def test_enqueueing_before_backward_does_not_disturb_the_gradient():
-    z, queue = torch.randn(4, 3, requires_grad=True), LabelQueue(4, 3)
-    queue.enqueue(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
-    loss = multi_instance_info_nce(z, torch.tensor([0, 1, 1, 0]), queue.keys, queue.labels)
+def test_keys_carry_no_gradient_and_enqueueing_before_backward_does_not_disturb_it():
+    z, queue, labels = torch.randn(4, 3, requires_grad=True), LabelQueue(4, 3), torch.arange(4) % 2
+    queue.enqueue(2 * z, labels)
+    assert not queue.keys.requires_grad
+    loss = multi_instance_info_nce(z, labels, queue.keys, queue.labels)
     expected, = torch.autograd.grad(loss, z, retain_graph=True)
-    queue.enqueue(torch.randn(3, 3), torch.tensor([0, 1, 0]))
+    queue.enqueue(*numbered(range(3)))
     loss.backward()
     assert torch.equal(z.grad, expected)
-
-
-def test_keys_carry_no_gradient_into_the_queue():
-    queue = LabelQueue(4, 3)
-    queue.enqueue(torch.randn(2, 3, requires_grad=True) * 2, torch.tensor([0, 1]))
-    assert not queue.keys.requires_grad
-
-
-def test_a_queue_survives_its_state_dict():
-    queue, copied = LabelQueue(5, 2), LabelQueue(5, 2)
-    for n in (3, 4):
-        queue.enqueue(torch.randn(n, 2), torch.randint(3, (n,)))
-    copied.load_state_dict(queue.state_dict())
-    for q in (queue, copied):
-        q.enqueue(torch.ones(1, 2), torch.tensor([9]))
-    assert torch.equal(queue.keys, copied.keys) and torch.equal(queue.labels, copied.labels)
-
 
 @pytest.mark.parametrize("m", [0.0, 0.9, 0.999, 1.0])
 def test_the_ema_rule_moves_every_parameter_and_copies_every_buffer(m):
     online = nn.Sequential(nn.Conv3d(2, 3, 1), nn.BatchNorm3d(3))
-    ema = copy.deepcopy(online)
-    online(torch.randn(4, 2, 2, 2, 2))
-    for p in online.parameters():
-        p.data.add_(torch.randn_like(p))
-    before = [p.clone() for p in ema.parameters()]
+    before, ema = copy.deepcopy(online), copy.deepcopy(online)
+    online(torch.randn(4, 2, 2, 2, 2))  # moves BatchNorm's statistics
+    nn.utils.vector_to_parameters(torch.randn(15), online.parameters())
     ema_update(online, ema, m)
-    for p, old, new in zip(online.parameters(), before, ema.parameters()):
-        torch.testing.assert_close(new, m * old + (1 - m) * p)
-    for b, e in zip(online.buffers(), ema.buffers()):
-        assert torch.equal(b, e)
-
+    for old, new, now in zip(before.parameters(), ema.parameters(), online.parameters()):
+        torch.testing.assert_close(new, m * old + (1 - m) * now)
+    assert all(map(torch.equal, ema.buffers(), online.buffers()))
 
 def test_impossible_arguments_raise_a_value_error():
-    with pytest.raises(ValueError):
-        LabelQueue(0, 3)
-    with pytest.raises(ValueError):
-        LabelQueue(3, 3).enqueue(torch.zeros(2, 3), torch.zeros(1))
-    with pytest.raises(ValueError):
-        ema_update(nn.Linear(1, 1), nn.Linear(1, 1), 1.5)
-
+    for size, keys, labels, m in ((0, 2, 2, 1), (4, 2, 1, 1), (4, 2, 2, 1.5), (4, 2, 2, -0.1)):
+        with pytest.raises(ValueError):
+            LabelQueue(size, 3).enqueue(torch.zeros(keys, 3), torch.zeros(labels))
+            ema_update(nn.Linear(1, 1), nn.Linear(1, 1), m)
 
 def enqueue_as_rank(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    queue = LabelQueue(5, 1)
-    for step in range(2):
-        queue.enqueue(torch.tensor([[10.0 * step + 2 * rank], [10.0 * step + 2 * rank + 1]]), torch.tensor([rank, rank]))
-    torch.save((queue.keys.flatten().tolist(), queue.labels.tolist()), f"{folder}/{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    queue = LabelQueue(5, 3)
+    queue.enqueue(*numbered(range(4 * rank, 4 * rank + 4)))
+    torch.save((queue.keys, queue.labels), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
-
-def test_on_several_ranks_every_queue_holds_the_keys_of_all_in_rank_order(tmp_path):
-    mp.spawn(enqueue_as_rank, (tmp_path.as_posix(),), nprocs=2)
-    for rank in (0, 1):
-        assert torch.load(tmp_path / f"{rank}.pt") == ([3.0, 10.0, 11.0, 12.0, 13.0], [1, 0, 0, 1, 1])
+def test_on_several_ranks_every_queue_holds_the_keys_of_all(tmp_path):
+    torch.multiprocessing.spawn(enqueue_as_rank, (tmp_path.as_posix(),), nprocs=2)
+    for file in (tmp_path / "0.pt", tmp_path / "1.pt"):
+        assert pairs(*torch.load(file)) == pairs(*numbered(range(3, 8)))

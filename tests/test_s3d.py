@@ -1,179 +1,145 @@
 # SPDX-License-Identifier: MIT
 import copy
+import re
 
 import pytest
 import torch
-from torch import nn
 from torchvision.models.video import s3d as torchvision_s3d
 
-from s3d import BLOCKS, IMAGENET_MEAN_STD, KINETICS_MEAN_STD, MIN_FRAMES, MIN_SIZE, S3D, load_pretrained
+from s3d import S3D, FrameEncoder, load_pretrained
 
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+KINETICS = [0.43216, 0.394666, 0.37645], [0.22803, 0.22145, 0.216989]
 
 @pytest.fixture(scope="module")
 def theirs():
-    torch.manual_seed(0)
+    """torchvision's S3D, as after training: no two layers alike."""
     model = torchvision_s3d(weights=None)
-    for module in model.modules():  # weights and statistics as after training: no two layers alike
-        if isinstance(module, nn.BatchNorm3d):
-            nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1), nn.init.uniform_(module.running_var, 0.5, 1.5)
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight)
+    for tensor in model.state_dict().values():
+        if tensor.ndim == 1:
+            tensor.uniform_(0.5, 1.5)
+        if tensor.ndim == 5:
+            torch.nn.init.kaiming_normal_(tensor)
     return model
 
-
-def coclr_state(model, prefix):
-    """The same weights as CoCLR's S3D names them: every tensor twice, as Conv_1a... and as block1.0..."""
-    blocks, state = {"conv_1a": "block1.0", "conv_2b": "block2.1", "conv_2c": "block2.2"}, {}
-    for i, name in enumerate(BLOCKS):
-        stage = int(name[-2])
-        blocks[name] = f"block{stage}.{[n for n in BLOCKS if n[-2] == str(stage)].index(name)}"
-    for key, value in model.layers.state_dict().items():
-        layer, rest = key.split(".", 1)
-        parts = rest.split(".")
-        ends = {2: lambda a, b: [("conv", "bn")[int(a)], b], 3: lambda u, a, b: [("conv", "bn")[int(a)] + str(int(u) + 1), b]}
-        if layer.startswith("conv"):
-            tail = ends[len(parts)](*parts)
-        else:  # branch0.<conv|bn>, branch1.0.<conv|bn>, branch1.1.<0|1>.<conv|bn>, branch3.1.<conv|bn>; CoCLR's branch0 is a Sequential of one
-            branch, inner = parts[0], parts[1:]
-            tail = [branch, "0", *ends[2](*inner)] if branch == "branch0" else [branch, inner[0], *ends[len(inner) - 1](*inner[1:])]
-        for name in (layer.capitalize(), blocks[layer]):
-            state[f"{prefix}{name}.{'.'.join(tail)}"] = value
+def coclr_state(theirs, prefix):
+    """The weights under CoCLR's names: each tensor twice, below Conv_1a and below block1.0."""
+    names = dict(zip("0 2 3 5 6 8 9 10 11 12 14 15".split(), (
+        "Conv_1a block1.0", "Conv_2b block2.1", "Conv_2c block2.2", "Mixed_3b block3.1",
+        "Mixed_3c block3.2", "Mixed_4b block4.1", "Mixed_4c block4.2", "Mixed_4d block4.3",
+        "Mixed_4e block4.4", "Mixed_4f block4.5", "Mixed_5b block5.1", "Mixed_5c block5.2")))
+    units = {"0": "conv", "1": "bn", "0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2"}
+    state = {}
+    for key, value in theirs.features.state_dict().items():
+        layer, rest = key.replace("branch0.", "branch0.0.").split(".", 1)
+        branch, unit, tensor = re.fullmatch(r"(branch\d\.\d\.)?(.*)\.(\w+)", rest).groups("")
+        for name in names[layer].split():
+            state[f"{prefix}{name}.{branch}{units[unit]}.{tensor}"] = value
     return state
 
+def load(model, checkpoint, folder):
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    load_pretrained(model, folder / "checkpoint.pt")
+    return model
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.layers.state_dict().values(), b.layers.state_dict().values()))
+    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
+def check_settings(model, statistics, eps):
+    both = torch.stack([model.mean, model.std])
+    torch.testing.assert_close(both.flatten(), torch.tensor(statistics).flatten())
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(eps, 0.1)}
 
-@pytest.mark.parametrize("t, size", [(8, 64), (16, 96), (32, 128), (64, 224)])
-def test_a_clip_becomes_one_vector_of_1024(t, size):
-    with torch.no_grad():
-        assert S3D().eval()(torch.zeros(1, 3, t, size, size, dtype=torch.uint8)).shape == (1, 1024)
+@pytest.mark.parametrize("width, dim, shape", [
+    (1.0, 1024, (5, 17, 17)), (0.5, 512, (9, 40, 56)), (0.1, 102, (8, 32, 32))])
+def test_clips_of_5_frames_of_17_pixels_or_more_become_one_vector_at_any_width(width, dim, shape):
+    encoder = S3D(width).eval()
+    assert encoder(torch.rand(2, 3, *shape)).shape == (2, encoder.dim) == (2, dim)
 
-
-def test_the_smallest_clip_that_survives_the_poolings():
-    model = S3D(0.1).eval()
-    model(torch.zeros(1, 3, MIN_FRAMES, MIN_SIZE, MIN_SIZE))
-    for t, size in ((MIN_FRAMES - 1, MIN_SIZE), (MIN_FRAMES, MIN_SIZE - 1)):
-        with pytest.raises(ValueError, match="at least"):
-            model(torch.zeros(1, 3, t, size, size))
-        with pytest.raises(RuntimeError):  # the limits are not stricter than the network itself
-            model.layers(torch.zeros(1, 3, t, size, size))
-
-
-def test_the_parameters_are_those_of_torchvisions_features(theirs):
-    assert sum(p.numel() for p in S3D().parameters()) == sum(p.numel() for p in theirs.features.parameters()) == 7_910_048
-    assert S3D(0.5).dim == 512 and S3D(0.25).dim == 256
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_with_the_same_weights_the_features_equal_torchvisions(theirs, tmp_path, training):
-    torch.save(theirs.state_dict(), tmp_path / "s3d.pth")
-    ours, theirs = S3D(), copy.deepcopy(theirs)
-    load_pretrained(ours, tmp_path / "s3d.pth")
-    clip = torch.randint(0, 256, (2, 3, 16, 64, 64), dtype=torch.uint8)
-    mean, std = ours.mean.clone(), ours.std.clone()
-    assert mean.flatten().tolist() == pytest.approx(KINETICS_MEAN_STD[0]) and std.flatten().tolist() == pytest.approx(KINETICS_MEAN_STD[1])
-    expected = lambda: theirs.features((clip.to(theirs.features[0][0][0].weight.dtype) / 255 - mean) / std).mean(dim=(2, 3, 4))
-    ours.train(training), theirs.train(training)
-    with torch.no_grad():
-        if training:  # in float32 and one layout the two do the very same operations
-            torch.testing.assert_close(ours(clip), expected(), atol=1e-5, rtol=0)
-        ours.double().to(memory_format=torch.channels_last_3d), theirs.double()
-        torch.testing.assert_close(ours(clip), expected(), atol=1e-5, rtol=0)
-    for (_, a), (_, b) in zip(ours.layers.named_buffers(), theirs.features.named_buffers()):  # also what training leaves behind
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
+@pytest.mark.parametrize("clip", [
+    torch.zeros(1, 3, 4, 32, 32), torch.zeros(1, 3, 8, 16, 32), torch.zeros(1, 3, 8, 32, 16),
+    torch.zeros(3, 8, 32, 32), torch.zeros(1, 8, 3, 32, 32), torch.zeros(1, 3, 8, 32, 32).long()])
+def test_a_clip_too_small_or_of_another_shape_or_type_raises_a_value_error(clip):
+    with pytest.raises(ValueError, match="S3D"):
+        S3D(0.25)(clip)
 
 def test_uint8_and_float_clips_are_the_same_clip():
-    model, clip = S3D(0.1).eval(), torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(model(clip), model(clip / 255))
+    clip = torch.randint(256, (2, 3, 8, 32, 32)).byte()
+    for encoder in (S3D(0.25).eval(), FrameEncoder(0.25).eval()):
+        difference = encoder(clip.double() / 255) - encoder(clip)
+        assert difference.norm() < 1e-4 * encoder(clip).norm()  # of fresh networks, about 1e-14
 
+@pytest.mark.parametrize("training", [False, True])
+def test_with_the_same_weights_s3d_equals_torchvisions(theirs, tmp_path, training):
+    ours = load(S3D(), theirs.state_dict(), tmp_path).double().train(training)
+    features = copy.deepcopy(theirs.features).double().train(training)
+    for module in features.modules():
+        module.momentum = 0.1
+    clip = torch.randint(256, (2, 3, 8, 64, 64)).byte()
+    expected = features((clip.double() / 255 - ours.mean) / ours.std).mean(dim=(2, 3, 4))
+    torch.testing.assert_close(ours(clip), expected)
+    torch.testing.assert_close([*ours.layers.buffers()], [*features.buffers()])  # also statistics
+    assert sum(p.numel() for p in ours.parameters()) == 7_910_048
 
-@pytest.mark.parametrize("clip", [torch.zeros(3, 8, 32, 32), torch.zeros(1, 8, 3, 32, 32), torch.zeros(1, 3, 8, 32, 32, dtype=torch.int64)])
-def test_a_clip_of_another_shape_or_type_raises_a_value_error(clip):
-    with pytest.raises(ValueError, match="S3D takes"):
-        S3D(0.1)(clip)
+@pytest.mark.parametrize("prefix", ["encoder_q.0.", "backbone.", "module.encoder_q.0.",
+                                    "module.backbone."])
+def test_coclr_checkpoints_load_under_all_their_names(theirs, tmp_path, prefix):
+    others = dict.fromkeys(("encoder_q.2.weight", "module.encoder_k.0.Conv_1a.conv1.weight",
+                            "module.queue", "final_fc.1.weight"), torch.zeros(1))
+    ours = load(S3D(), {"state_dict": others | coclr_state(theirs, prefix), "epoch": 3}, tmp_path)
+    assert same(ours.layers, theirs.features)
+    check_settings(ours, IMAGENET, eps=1e-5)
 
+def test_eps_and_input_statistics_travel_with_the_weights_and_momentum_stays(theirs, tmp_path):
+    first = load(S3D(), theirs.features.state_dict(prefix="features."), tmp_path)
+    second = load(S3D(), {"encoder": first.state_dict(), "epoch": 1}, tmp_path)
+    third = S3D()
+    third.load_state_dict(torch.load(tmp_path / "checkpoint.pt")["encoder"])
+    for model in (first, second, third):
+        assert same(model, first)
+        check_settings(model, KINETICS, eps=1e-3)
 
-@pytest.mark.parametrize("prefix, wrap, extra", [
-    ("module.encoder_q.0.", True, ["module.encoder_q.2.weight", "module.encoder_k.0.Conv_1a.conv1.weight", "module.queue", "module.sampler.0.x"]),
-    ("encoder_q.0.", True, ["queue_ptr"]), ("module.backbone.", True, ["module.final_fc.1.weight"]), ("backbone.", False, [])])
-def test_coclr_checkpoints_load_under_all_their_names(tmp_path, prefix, wrap, extra, capsys):
-    source, target = S3D(), S3D()
-    target.mean.zero_()
-    state = {**{key: torch.zeros(1) for key in extra}, **coclr_state(source, prefix)}
-    torch.save({"epoch": 3, "state_dict": state} if wrap else state, tmp_path / "coclr.pth.tar")
-    load_pretrained(target, tmp_path / "coclr.pth.tar")
-    assert same(source, target) and target.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN_STD[0])
-    assert target.layers.conv_1a[0][1].eps == 1e-5 and target.layers.conv_1a[0][1].momentum == 0.1
-    assert "CoCLR" in capsys.readouterr().out
-
-
-def test_an_own_checkpoint_brings_batchnorm_settings_and_input_statistics_along(theirs, tmp_path):
-    torch.save(theirs.state_dict(), tmp_path / "kinetics.pth")
-    first, second = S3D(), S3D()
-    load_pretrained(first, tmp_path / "kinetics.pth")
-    torch.save({"encoder": first.state_dict(), "epoch": 1}, tmp_path / "best.pt")
-    load_pretrained(second, tmp_path / "best.pt")
-    assert same(first, second) and torch.equal(first.mean, second.mean)
-    for module in second.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            assert (module.eps, module.momentum) == pytest.approx((1e-3, 0.001))
-
-
-@pytest.mark.parametrize("spoil, named", [
-    (lambda s: s.pop("features.8.branch1.1.0.0.weight"), "mixed_4b.branch1.1.0.0.weight"),
-    (lambda s: s.update({"features.0.1.1.bias": torch.zeros(3)}), "conv_1a.1.1.bias")])
-def test_a_missing_or_misshapen_tensor_is_named_and_nothing_is_loaded(theirs, tmp_path, spoil, named):
-    state, model = dict(theirs.state_dict()), S3D()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    spoil(state)
-    torch.save(state, tmp_path / "spoilt.pth")
-    with pytest.raises(ValueError, match=named):
-        load_pretrained(model, tmp_path / "spoilt.pth")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_files_that_are_no_checkpoint_raise_one_sentence(tmp_path):
-    (tmp_path / "text.pt").write_text("hello")
-    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("text.pt", "other.pt", "list.pt"):
-        with pytest.raises(ValueError, match=name):
-            load_pretrained(S3D(0.1), tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_pretrained(S3D(0.1), tmp_path / "nowhere.pt")
-
+@pytest.mark.parametrize("key, tensor", [
+    ("Mixed_3b.gating_b0.fc.weight", torch.zeros(64, 64)),  # the self-gating of CoCLR's s3dg
+    ("Mixed_4b.branch1.1.conv1.weight", None), ("Conv_1a.bn2.bias", torch.zeros(3))])
+def test_another_networks_weights_are_refused_and_nothing_is_loaded(theirs, tmp_path, key, tensor):
+    state, model = coclr_state(theirs, "encoder_q.0."), S3D()
+    state[f"encoder_q.0.{key}"] = tensor
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=key.split(".")[0].lower()):
+        load(model, {name: t for name, t in state.items() if t is not None}, tmp_path)
+    assert same(model, before)
 
 class Malicious:
-    def __init__(self, path):
-        self.path = path
-
     def __reduce__(self):
-        return open, (self.path, "w")
+        return open, ("created", "w")
 
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    torch.save({"state_dict": Malicious(str(tmp_path / "created"))}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="safely"):
-        load_pretrained(S3D(0.1), tmp_path / "evil.pt")
+def test_what_is_not_a_checkpoint_is_refused_and_its_code_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for content in ({"weights": torch.zeros(2)}, [1, 2], {"state_dict": Malicious()}):
+        with pytest.raises(ValueError, match="checkpoint.pt"):
+            load(S3D(0.1), content, tmp_path)
     assert not (tmp_path / "created").exists()
+    (tmp_path / "text.pt").write_text("hello")
+    for name, error in (("text.pt", ValueError), ("nowhere.pt", FileNotFoundError)):
+        with pytest.raises(error, match=name):
+            load_pretrained(S3D(0.1), name)
 
-
-@pytest.mark.parametrize("source", ["kinetics400", "coclr"])
-def test_without_network_one_sentence_names_the_url_and_the_place(source, monkeypatch, tmp_path):
+def test_without_network_one_sentence_names_the_url_and_the_folder(monkeypatch, tmp_path):
     def no_network(*args, **kwargs):
         raise OSError("no network")
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="could not download http.*checkpoints"):
-        load_pretrained(S3D(), source)
+    for download, *arguments in ((load_pretrained, S3D(0.1), "kinetics400"),
+                                 (load_pretrained, S3D(0.1), "coclr"), (FrameEncoder, 0.1, True)):
+        with pytest.raises(FileNotFoundError, match="http") as error:
+            download(*arguments)
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
-
-def test_a_model_can_be_pickled_and_takes_any_float(tmp_path):
-    model = S3D(0.1).eval()
-    torch.save(model, tmp_path / "model.pt")
-    clip = torch.rand(1, 3, 8, 32, 32, dtype=torch.float64)
-    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(clip), model(clip.float()))
+def test_the_frame_encoder_is_efficientnet_b7_and_takes_the_mean_over_frames():
+    assert sum(p.numel() for p in FrameEncoder().parameters()) == 63_786_960
+    encoder, clip = FrameEncoder(0.25).eval(), torch.rand(2, 3, 4, 64, 64)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    frames = [encoder.layers((clip[:, :, t] - mean) / std).mean(dim=(2, 3)) for t in range(4)]
+    assert (encoder(clip) - sum(frames) / 4).norm() < 1e-4 * encoder(clip).norm()

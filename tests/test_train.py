@@ -1,277 +1,295 @@
 # SPDX-License-Identifier: MIT
+import copy
 import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
-import time
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import nn
+from torchvision import models
 
+import eval as evaluation
 import train
-from conftest import ROOT, TINY
-from data import MANIPULATIONS
+from tests.conftest import TINY
 
-TABLE = {  # which losses there are, and whether each reaches the encoder (True), is cut at the embedding (False)
-    "baseline": {"bin_ce": True},
-    "bin_ce": {"bin_ce": True},
-    "bin_contrastive": {"bin_ce": False, "bin_contrast": True},
-    "bin_ce_contrastive": {"bin_ce": True, "bin_contrast": True},
-    "bin_ce_multi_ce": {"bin_ce": True, "mult_ce": True},
-    "bin_contrastive_multi_contrastive": {"bin_ce": False, "bin_contrast": True, "mult_contrast": True},
-}
-HEAD = {"bin_ce": "bin_classifier", "mult_ce": "mult_classifier", "bin_contrast": "bin_projection", "mult_contrast": "mult_projection"}
+TABLE = {  # the losses that reach the encoder, and those that are cut off at the embedding
+    "baseline": (["bin_ce"], []),
+    "bin_ce": (["bin_ce"], []),
+    "bin_contrastive": (["bin_contrast"], ["bin_ce"]),
+    "bin_ce_contrastive": (["bin_ce", "bin_contrast"], []),
+    "bin_ce_multi_ce": (["bin_ce", "multi_ce"], []),
+    "bin_contrastive_multi_contrastive": (["bin_contrast", "multi_contrast"], ["bin_ce"]),
+    "dfdc_winner": (["bin_ce"], [])}
+HEAD = {"bin_ce": "bin_classifier", "bin_contrast": "bin_projection",
+        "multi_ce": "multi_classifier", "multi_contrast": "multi_projection"}
+CLIPS = torch.randint(0, 256, (8, 3, 8, 32, 32), dtype=torch.uint8)
+BATCH = CLIPS, torch.tensor([0, 1] * 4), torch.tensor([0, 1, 0, 2, 0, 3, 0, 1])
+QUICK = [*TINY, "--batch-size", "12", "--workers", "0"]  # 3 steps an epoch
 
-
-def case(*flags):
-    args = train.parse([*flags, "--width", "0.125", "--queue-size", "20"])
-    torch.manual_seed(0)
+def case(*flags, filled=True):
+    args = train.parse(["--width", "0.125", "--queue-size", "20", *flags])
     nets = train.build_networks(args, multi_classes=4).train()
-    batch = torch.randint(0, 256, (8, 3, 8, 32, 32), dtype=torch.uint8), torch.tensor([0, 1] * 4), torch.tensor([0, 1, 0, 2, 0, 3, 0, 1])
-    train.enqueue_keys(nets, args, *batch)  # a first iteration, so that there are positives
-    return args, nets, batch
+    if filled:
+        train.enqueue_keys(nets, args, *BATCH)
+    return args, nets
 
+def step(args, nets):
+    optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return train.training_step(nets, args, optimizer, scaler, *BATCH, cosines=True)
 
-def reached(nets):
-    return {name for name, net in nets.items() if any(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())}
+def separate_gradients(args, nets):
+    """{loss: {module: gradient}} of the modules that it reaches, by a backward pass for each."""
+    losses, _ = train.compute_losses(nets, args, *BATCH)
+    found = {name: {} for name in losses}
+    for name, loss in losses.items():
+        nets.zero_grad()
+        loss.backward(retain_graph=True)
+        for net in nets:
+            parts = [p.grad.flatten() for p in nets[net].parameters() if p.grad is not None]
+            if parts and torch.cat(parts).any():
+                found[name][net] = torch.cat(parts)
+    return found
 
+def log(folder):
+    return list(csv.DictReader(Path(folder, "log.csv").read_text().splitlines()))
 
-# --- The diagrams ---
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+@pytest.fixture
+def here(toy, monkeypatch):
+    monkeypatch.chdir(toy)
 
 @pytest.mark.parametrize("mode", TABLE)
 def test_each_loss_alone_reaches_exactly_the_modules_of_the_papers_diagram(mode):
-    assert {*TABLE, "dfdc_winner"} == set(train.MODES)
-    args, nets, batch = case("--mode", mode)
-    losses, _ = train.compute_losses(nets, args, *batch)
-    assert set(losses) == set(TABLE[mode])
-    for name, reaches_encoder in TABLE[mode].items():
-        nets.zero_grad(set_to_none=True)
-        losses[name].backward(retain_graph=True)
-        assert reached(nets) == {HEAD[name]} | ({"encoder"} if reaches_encoder else set())
+    reach, cut = TABLE[mode]
+    found = separate_gradients(*case("--mode", mode))
+    assert found.keys() == {*reach, *cut} and mode in train.MODES
+    for loss, nets in found.items():
+        assert nets.keys() == {HEAD[loss], *(["encoder"] if loss in reach else [])}
 
-
-@pytest.mark.parametrize("mode", TABLE)
-def test_each_contrastive_stream_has_its_own_head_ema_head_and_queue_on_one_ema_encoder(mode):
-    _, nets, _ = case("--mode", mode)
-    expected = {"encoder", *(HEAD[name] for name in TABLE[mode]), "bin_classifier"}
-    for stream in ("bin", "mult"):
-        if f"{stream}_contrast" in TABLE[mode]:
-            expected |= {"ema_encoder", f"{stream}_queue", f"ema_{stream}_projection"}
-    assert set(nets) == expected
-
+def test_each_contrastive_stream_has_its_own_head_ema_head_and_queue_on_one_ema_encoder():
+    _, nets = case("--mode", "bin_contrastive_multi_contrastive")
+    assert set(nets) == {
+        "encoder", "bin_classifier", "bin_projection", "multi_projection", "ema_encoder",
+        "ema_bin_projection", "ema_multi_projection", "bin_queue", "multi_queue"}
 
 def test_a_training_step_is_losses_then_weights_then_ema_then_keys():
-    args, nets, batch = case("--mode", "bin_contrastive_multi_contrastive", "--momentum", "0.9")
-    trained = [p for p in nets.parameters() if p.requires_grad]
-    assert not {id(p) for name in nets if name.startswith("ema") for p in nets[name].parameters()} & {id(p) for p in trained}
-    old = {name: p.clone() for name, p in nets.named_parameters()}
-    queued = {stream: nets[f"{stream}_queue"].keys for stream in ("bin", "mult")}
-    expected = {f"loss_{name}": loss.item() for name, loss in train.compute_losses(nets, args, *batch)[0].items()}
-    measured, = train.training_step(nets, {}, args, [batch], torch.optim.AdamW(trained, lr=1e-2), torch.amp.GradScaler("cpu", enabled=False))
-    # The losses are those of the queue as it was: this batch's own keys are not among their positives.
-    assert {name: value for name, value in measured.items() if name.startswith("loss_")} == pytest.approx(expected)
+    args, nets = case("--mode", "bin_contrastive_multi_contrastive", "--momentum", "0.9")
+    old = copy.deepcopy(nets)
+    losses, _ = train.compute_losses(nets, args, *BATCH)
+    measured = step(args, nets)
+    for name, loss in losses.items():  # the queue as it was: no positive from this batch
+        assert measured[f"loss_{name}"] == pytest.approx(loss.item(), rel=1e-5)
     for name, p in nets.named_parameters():
-        assert not torch.equal(p, old[name]), name
-        if name.startswith("ema"):  # follows the new weights
-            torch.testing.assert_close(p, 0.9 * old[name] + 0.1 * nets.get_parameter(name.removeprefix("ema_")))
-    with torch.no_grad():
-        embedding = nets["ema_encoder"](batch[0])
-        for stream, labels in (("bin", batch[1]), ("mult", batch[2])):  # new keys behind the old, made by the EMA as it is now
-            queue = nets[f"{stream}_queue"]
-            torch.testing.assert_close(queue.keys, torch.cat([queued[stream], nets[f"ema_{stream}_projection"](embedding)]))
-            assert torch.equal(queue.labels[8:], labels)
+        assert not torch.equal(p, old.get_parameter(name)), name
+        if name.startswith("ema_"):  # follows the new weights
+            new = nets.get_parameter(name.removeprefix("ema_"))
+            torch.testing.assert_close(p, 0.9 * old.get_parameter(name) + 0.1 * new)
+    for stream, labels in (("bin", BATCH[1]), ("multi", BATCH[2])):
+        with torch.no_grad():  # the keys of the new EMA networks
+            keys = nets[f"ema_{stream}_projection"](nets["ema_encoder"](CLIPS))
+        queue, before = nets[f"{stream}_queue"], old[f"{stream}_queue"]
+        torch.testing.assert_close(queue.keys, torch.cat([before.keys, keys]))
+        assert torch.equal(queue.labels, torch.cat([before.labels, labels]))
 
-
-def test_any_case_flag_can_be_overridden():
-    args, nets, batch = case("--mode", "bin_contrastive", "--mult-ce", "--bin-ce", "grad", "--no-bin-contrast")
-    losses, _ = train.compute_losses(nets, args, *batch)
-    assert set(losses) == {"bin_ce", "mult_ce"}
-    losses["bin_ce"].backward()
-    assert reached(nets) == {"encoder", "bin_classifier"}
-
+def test_every_flag_of_a_case_can_be_set_by_hand():
+    found = separate_gradients(*case("--mode", "bin_contrastive", "--bin-ce", "grad", "--multi-ce",
+                                     "--no-bin-contrast", "--multi-contrast"))
+    assert found.keys() == {"bin_ce", "multi_ce", "multi_contrast"} and "encoder" in found["bin_ce"]
 
 def test_an_encoder_that_no_loss_reaches_builds_no_graph():
-    args, nets, batch = case("--mode", "bin_contrastive", "--no-bin-contrast")
-    sum(train.compute_losses(nets, args, *batch)[0].values()).backward()
-    assert reached(nets) == {"bin_classifier"} and all(p.grad is None for p in nets["encoder"].parameters())
+    args, nets = case("--mode", "bin_contrastive", "--no-bin-contrast")
+    assert not nets["encoder"](CLIPS).requires_grad and step(args, nets)
 
+def test_a_mode_sets_the_papers_starting_weights_and_the_toy_starts_at_random():
+    assert {mode: train.parse(["--mode", mode, "--data", "real"]).init for mode in TABLE} == {
+        **dict.fromkeys(TABLE, "coclr"), "baseline": "kinetics400", "dfdc_winner": "imagenet"}
+    assert {train.parse(["--mode", mode]).init for mode in TABLE} == {"random"}
 
-def test_modes_are_presets_of_the_papers_starting_weights_on_real_data():
-    init = lambda mode: train.parse(["--mode", mode, "--data", "somewhere"]).init
-    assert init("baseline") == "kinetics400" and {init(m) for m in TABLE if m != "baseline"} == {"coclr"}
-    assert train.parse(["--mode", "baseline"]).init == "random"  # no published weights fit the toy's narrow encoder
+def test_baseline_and_bin_ce_validate_with_batchnorm_statistics_of_the_same_age(tmp_path):
+    torch.save(models.video.s3d().state_dict(), tmp_path / "kinetics.pt")
+    for mode, init in (("baseline", tmp_path / "kinetics.pt"), ("bin_ce", "random")):
+        _, nets = case("--mode", mode, "--init", str(init), "--width", "1")
+        norms = [each for each in nets["encoder"].modules() if isinstance(each, nn.BatchNorm3d)]
+        for norm in norms:
+            nn.init.constant_(norm.running_mean, 1e6)
+        nets["encoder"](CLIPS[:2])
+        assert all(norm.running_mean.sub(0.9e6).abs().max() < 1e4 for norm in norms)
 
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    args, nets = case("--mode", "bin_contrastive")
+    nn.init.constant_(nets["bin_classifier"][-1].bias, float("inf"))
+    before = copy.deepcopy(nets)
+    with pytest.raises(FloatingPointError, match="bin_ce"):
+        step(args, nets)
+    assert all(map(torch.equal, nets.parameters(), before.parameters()))
 
-def test_the_point_of_comparison_trains_an_image_model_on_single_frames():
-    args = train.parse(["--mode", "dfdc_winner", "--data", "somewhere"])
-    assert (args.init, args.frames, args.size, args.width) == ("imagenet", 1, 380, 1.0)
-    args = train.parse(["--mode", "dfdc_winner"])
-    nets = train.build_networks(args, multi_classes=4)
-    losses, _ = train.compute_losses(nets, args, torch.randint(0, 256, (4, 3, 1, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), None)
-    losses["bin_ce"].backward()
-    assert set(nets) == reached(nets) == {"encoder", "bin_classifier"}
-    encoder = nets["encoder"].eval()
-    clip = torch.randint(0, 256, (2, 3, 2, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(encoder(clip), encoder(clip.double() / 255))  # of any type, as S3D
-    torch.testing.assert_close(encoder(clip), (encoder(clip[:, :, :1]) + encoder(clip[:, :, 1:])) / 2)  # the mean over the frames
+def test_gradient_cosines_are_those_of_separate_backward_passes_and_touch_nothing():
+    args, nets = case("--mode", "bin_ce_contrastive", "--multi-ce")
+    losses, _ = train.compute_losses(nets, args, *BATCH)
+    before = copy.deepcopy(nets.state_dict())
+    found = train.gradient_cosines(losses, nets["encoder"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in nets.state_dict().items())
+    assert all(p.grad is None for p in nets.parameters()) and len(found) == 3
+    gradients = separate_gradients(args, nets)
+    for (a, b), cosine in found.items():
+        expected = torch.cosine_similarity(gradients[a]["encoder"], gradients[b]["encoder"], dim=0)
+        assert cosine == pytest.approx(expected.item(), abs=1e-4)
 
+def test_a_loss_that_reaches_the_encoder_alone_has_no_cosine():
+    assert "cosine" not in str(step(*case("--mode", "bin_contrastive")))
 
-def test_under_torchrun_each_process_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert train.parse(["--device", "cuda", "--precision", "fp32"]).device == "cuda:1"
-    assert train.parse(["--device", "cuda:3", "--precision", "fp32"]).device == "cuda:3"
+def test_cosines_are_logged_once_per_epoch_without_a_second_forward(here, monkeypatch):
+    calls = Mock()
+    for name in ("compute_losses", "gradient_cosines"):
+        calls.attach_mock(Mock(wraps=getattr(train, name)), name)
+        monkeypatch.setattr(train, name, getattr(calls, name))
+    train.main(["--mode", "bin_ce_multi_ce", *QUICK, "--out", "runs/cosines"])
+    names = [name for name, _, _ in calls.mock_calls]
+    assert names == 2 * ["compute_losses", "gradient_cosines", "compute_losses", "compute_losses"]
+    assert all(abs(float(row["cosine_bin_ce_multi_ce"])) <= 1 for row in log("runs/cosines"))
 
+def test_explain_prints_the_norms_of_each_loss_or_that_it_is_cut_and_the_cosine(capsys):
+    args, nets = case("--mode", "bin_contrastive_multi_contrastive", filled=False)
+    filled = copy.deepcopy(nets)
+    train.explain(nets, args, [BATCH, BATCH])  # the first batch fills the queues
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "L_" in line]
+    train.enqueue_keys(filled, args, *BATCH)
+    gradients = separate_gradients(args, filled)
+    for (name, nets), (loss, head, *norms) in zip(gradients.items(), lines):
+        assert (loss, head) == (f"L_{name}", HEAD[name]) and len(norms) == 2
+        assert [float(norm) for norm in norms if norm != "cut"] == pytest.approx(
+            [nets[net].norm().item() for net in (head, "encoder") if net in nets], rel=0.01)
+    vectors = [gradients[name]["encoder"] for name in ("bin_contrast", "multi_contrast")]
+    expected = torch.cosine_similarity(*vectors, dim=0).item()
+    assert len(lines) == 4 and float(lines[3][-1]) == pytest.approx(expected, rel=0.01)
 
-# --- The command ---
+def test_explain_with_resume_asks_the_trained_networks_and_writes_nothing(
+        finished, here, monkeypatch):
+    before, explain = times("runs"), Mock(wraps=train.explain)
+    monkeypatch.setattr(train, "explain", explain)
+    train.main([*finished[2], "--workers", "0", "--explain", "--resume"])
+    train.main([*QUICK, "--explain", "--out", "runs/asked"])
+    trained = torch.load(finished[0] / "last.pt", weights_only=True)["nets"]
+    asked = explain.call_args_list[0].args[0].named_parameters()
+    assert all(torch.equal(p, trained[name]) for name, p in asked) and times("runs") == before
 
-def test_a_run_ends_with_one_clear_result(finished):
+def test_a_run_keeps_its_settings_log_and_scores(finished):
     folder, printed, _ = finished
-    results = json.loads((folder / "results.json").read_text())
-    assert {v["class"] for v in results["videos"]} == {"original", *MANIPULATIONS} and set(results["seen"]) == {"DF", "F2F", "FS"}
-    assert f"{100 * results['metrics']['accuracy']:.1f} %" in printed
-    for words in ("seed 3", "TOY", "4 originals + 4 fakes", "on originals", "on fakes", "AUC", "chance", "last checkpoint",
-                  "written: runs", "python eval.py runs"):
-        assert words in printed, words
-    assert {p.name for p in folder.iterdir()} >= {"best.pt", "last.pt", "log.csv", "config.json", "results.json"}
+    config, results = (json.loads((folder / f"{name}.json").read_text())
+                       for name in ("config", "results"))
+    assert results.keys() == {"config", "protocol", "metrics", "seen", "videos", "unreadable"}
+    assert " ".join(results["metrics"]) == (
+        "accuracy accuracy_real accuracy_fake auc ap eer intervals")
+    assert set(results["videos"][0]) == {"path", "class", "label", "score", "clips"}
+    assert set(results["seen"]) == {"DF", "F2F", "FS"} and len(results["videos"]) == 20
+    assert config == results["config"] and (config["holdout"], config["seed"]) == ("NT", 3)
+    assert set(config["changed"]) == {"epochs", "batch_size", "size", "width", "queue_size"}
+    assert evaluation.report(results) in printed
+    cosines = [row["cosine_bin_contrast_multi_contrast"] for row in log(folder)]
+    assert cosines[0] == "" and -1 <= float(cosines[1]) <= 1  # at first the queues are empty
 
-
-def test_chance_is_printed_and_logged_with_everything_else(finished):
-    folder, printed, _ = finished
-    assert "binary losses 0.693" in printed and "multi-class losses 1.242" in printed  # ln 2; 1/2 ln 2 + 1/2 ln 6
-    with open(folder / "log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert set(rows[0]) == {"epoch", "step", "lr", "loss_bin_ce", "loss_bin_contrast", "loss_mult_contrast", "similarity_bin_positive",
-                            "similarity_bin_negative", "similarity_mult_positive", "similarity_mult_negative", "val_accuracy", "val_auc",
-                            "broken_videos", "clips_per_second", "seconds"}
-    config = json.loads((folder / "config.json").read_text())
-    assert config["seed"] == 3 and config["holdout"] == "NT" and set(config["versions"]) == {"python", "torch", "torchvision", "numpy", "opencv"}
-
-
-def test_eval_repeats_the_result_of_the_run(finished, run, toy):
-    folder, _, _ = finished
-    before = json.loads((folder / "results.json").read_text())
-    result = run(toy, "eval.py", "runs/first/best.pt", "--clips", "2", "--out", "runs/again.json")
-    assert result.returncode == 0, result.stderr
-    again = json.loads((toy / "runs" / "again.json").read_text())
-    assert [v["clips"] for v in again["videos"]] == [v["clips"] for v in before["videos"]] and again["metrics"] == before["metrics"]
-
-
-def without_time(path):
-    return [re.sub(r",[^,]*,[^,]*$", "", line) for line in path.read_text().splitlines()]  # the last two columns are timings
-
-
-def test_two_runs_with_one_seed_are_equal_bit_for_bit_whatever_the_workers(finished, run, toy):
+def test_a_finished_run_says_so_and_trains_nothing(finished, here, capsys):
     folder, _, flags = finished
-    result = run(toy, "train.py", *flags[:-1], "runs/second", "--workers", "2")
-    assert result.returncode == 0, result.stderr
-    assert without_time(folder / "log.csv") == without_time(toy / "runs" / "second" / "log.csv")
-    first, second = (torch.load(path / "last.pt", weights_only=True) for path in (folder, toy / "runs" / "second"))
-    flat = lambda checkpoint: {**checkpoint["encoder"], **checkpoint["bin_classifier"], **{(n, k): v for n, s in checkpoint["others"].items() for k, v in s.items()}}
-    assert all(torch.equal(a, b) for a, b in zip(flat(first).values(), flat(second).values(), strict=True))
-
-
-def test_a_finished_run_is_not_trained_again(finished, run, toy):
-    folder, printed, flags = finished
-    before = (folder / "last.pt").stat().st_mtime_ns
-    result = run(toy, "train.py", *flags)
-    assert result.returncode == 0 and "--overwrite" in result.stdout and "test of the checkpoint chosen on validation" in result.stdout
-    assert (folder / "last.pt").stat().st_mtime_ns == before
-
+    before = times(folder)
+    train.main([*flags, "--resume"])  # no SystemExit: status 0
+    assert "--overwrite" in capsys.readouterr().out and times(folder) == before
 
 def test_a_folder_with_other_settings_is_refused_and_the_difference_named(finished, refused, toy):
-    _, _, flags = finished
-    assert "--lr 0.0005 there, 0.5 now" in refused(toy, train.main, *flags, "--lr", "0.5")
+    sentence = refused(toy, train.main, *finished[2], "--lr", "0.5", "--resume")
+    assert re.search(r"lr 0\.0005.*0\.5", sentence) and "momentum" not in sentence
 
+@pytest.mark.parametrize("mode", ["bin_contrastive_multi_contrastive", "dfdc_winner"])
+def test_a_stopped_run_is_refused_without_resume_and_with_it_ends_as_if_undisturbed(
+        here, monkeypatch, mode):
+    compute, draws, flags = train.compute_losses, [], ["--mode", mode, *QUICK, "--out"]
+    def stopping(*parts):
+        draws.append(torch.rand(1).item())
+        if len(draws) == 11:  # in the second epoch of the second run
+            raise KeyboardInterrupt
+        return compute(*parts)
+    monkeypatch.setattr(train, "compute_losses", stopping)
+    train.main([*flags, f"runs/whole_{mode}"])
+    assert len(set(draws)) == 6  # no two steps of dfdc_winner drop the same layers
+    flags += [f"runs/stopped_{mode}", "--workers"]
+    for workers in ("2", "0"):
+        with pytest.raises(SystemExit, match="--resume"):
+            train.main([*flags, workers])
+    train.main([*flags, "0", "--resume"])
+    logs, nets = [], []
+    for folder in (f"runs/whole_{mode}", f"runs/stopped_{mode}"):
+        logs.append([{**row, "seconds": ""} for row in log(folder)])
+        nets.append(torch.load(f"{folder}/last.pt", weights_only=True)["nets"])
+    assert logs[0] == logs[1] and nets[0].keys() == nets[1].keys()
+    assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
 
-def test_explain_shows_and_measures_the_diagram(run, toy):
-    result = run(toy, "train.py", "--mode", "bin_contrastive", "--explain", *TINY)
-    assert result.returncode == 0, result.stderr
-    assert "X <== bin_classifier <== L_bin_ce" in result.stdout and "encoder <====== " in result.stdout
-    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if re.match(r"(encoder|bin_|ema_)\S* +[\d.]", line)}
-    measured = {name: [value != "." and float(value) > 0 for value in values] for name, values in rows.items()}
-    assert measured == {"encoder": [False, True], "bin_classifier": [True, False], "bin_projection": [False, True],
-                        "ema_encoder": [False, False], "ema_bin_projection": [False, False]}
-    assert not (toy / "runs" / "bin_contrastive_DF_seed0").exists()
+@pytest.mark.parametrize("aucs, accuracies, chosen", [
+    ([0.8, 0.7], [0.6, 0.9], 1), ([0.8, 0.8], [0.9, 0.6], 2)])
+def test_the_checkpoint_is_the_last_epoch_of_the_highest_auc(
+        here, monkeypatch, aucs, accuracies, chosen):
+    measure, scripted = evaluation.measure, zip(aucs, accuracies)
+    def measured(*parts, **more):
+        auc, accuracy = next(scripted, (0.5, 0.5))
+        return measure(*parts, **more) | {"auc": auc, "accuracy": accuracy}
+    monkeypatch.setattr(evaluation, "measure", measured)
+    train.main([*QUICK, "--out", f"runs/chosen{chosen}"])
+    assert torch.load(f"runs/chosen{chosen}/best.pt", weights_only=True)["epoch"] == chosen
 
+def test_resume_where_nothing_was_saved_starts_the_run(here):
+    train.main([*QUICK, "--epochs", "1", "--balance", "none", "--resume", "--out", "runs/fresh"])
+    assert log("runs/fresh")[0]["step"] == "2"  # --balance none: 24 videos in batches of 12
 
-@pytest.mark.parametrize("flags, named", [
-    (["--mode", "bin_contrastiv"], "bin_contrastiv"), (["--holdout", "Deepfakes"], "Deepfakes"), (["--hold-out", "DF"], "--hold-out"),
-    (["--epoch", "3"], "--epoch"), (["--frames", "4"], "--frames 4"), (["--size", "16"], "--size 16"), (["--batch-size", "1"], "--batch-size 1"),
-    (["--queue-size", "0"], "--queue-size 0"), (["--temperature", "0"], "--temperature"), (["--momentum", "1.1"], "--momentum"),
-    (["--seed", "-1"], "--seed"), (["--queue-size", "99999999999"], "at most"), (["--device", "meta"], "--device meta"), (["--lr", "inf"], "--lr"),
-    (["--data", "no/such/folder"], "no/such/folder"), (["--compression", "c40"], "c23"), (["--init", "no.pt"], "no.pt"),
-    (["--batch-size", "1000"], "--batch-size 1000"), (["--crop", "no.json"], "no.json"), (["--mode", "dfdc_winner", "--init", "coclr"], "coclr")])
-def test_a_mistake_is_one_clear_sentence(refused, toy, flags, named):
-    assert named in refused(toy, train.main, *flags)
+def test_overwrite_removes_all_of_the_old_run_and_nothing_else(finished, here):
+    own, old = {path.name for path in finished[0].iterdir()}, shutil.copytree(finished[0], "old")
+    for name in ("notes.txt", "map.png", "results_best.json"):
+        Path(old, name).write_text("old")
+    train.main([*QUICK, "--epochs", "1", "--out", old, "--overwrite"])
+    assert {path.name for path in Path(old).iterdir()} == own | {"notes.txt"} and len(log(old)) == 1
 
+@pytest.mark.parametrize("name", ["config.json", "last.pt"])
+def test_a_run_of_version_1_is_refused(finished, refused, toy, tmp_path, name):
+    (tmp_path / "config.json").write_text('{"mode": "bin_ce"}')
+    torch.save({"config": {"mode": "bin_ce"}, "encoder": {}}, tmp_path / "last.pt")
+    if name == "last.pt":
+        shutil.copy(finished[0] / "config.json", tmp_path)
+    assert name in refused(toy, train.main, *finished[2], "--out", tmp_path, "--resume")
 
-def test_a_mistake_leaves_no_traceback_and_an_exit_status(run, toy):
-    result = run(toy, "train.py", "--mode", "bin_contrastiv")
-    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_video_stops_training_but_not_validation_and_test(
+        toy, refused, tmp_path, capfd, workers):
+    shutil.copytree(toy / "toy_ffpp", tmp_path / "toy_ffpp")
+    for video in ("NeuralTextures/c23/videos/001_*", "Deepfakes/c23/videos/720_*",
+                  "Deepfakes/c23/videos/953_*"):  # one of each split
+        next(tmp_path.rglob(video)).write_bytes(b"")
+    flags = [*QUICK, "--epochs", "1", "--workers", str(workers), "--holdout"]
+    assert "001_" in refused(tmp_path, train.main, *flags, "FS")
+    train.main([*flags, "NT", "--out", "run"])  # without NT in training; no SystemExit: status 0
+    error = capfd.readouterr().err
+    results = json.loads(Path("run/results.json").read_text())
+    assert "720_" in error and "953_" in error and len(results["videos"]) == 19
+    assert [Path(path).stem[:4] for path in results["unreadable"]] == ["953_"]
 
+@pytest.mark.parametrize("flag, value", [
+    ("--holdout", "Deepfakes"), ("--epoch", "3"), ("--frames", "7"), ("--size", "16"),
+    ("--batch-size", "7"), ("--batch-size", "1000"), ("--queue-size", "0"), ("--momentum", "1.1"),
+    ("--seed", "-1"), ("--lr", "inf"), ("--workers 0 --lr", "1e38"), ("--device", "meta"),
+    ("--data", "no/such/folder"), ("--compression", "c40"), ("--init", "no.pt"),
+    ("--crop", "no.json"), ("--mode dfdc_winner --init", "coclr")])
+def test_a_mistake_is_one_sentence_that_names_the_flag_or_the_file(refused, toy, flag, value):
+    sentence = refused(toy, train.main, *flag.split(), value, "--out", "runs/mistake")
+    assert flag.split()[-1] in sentence or value in sentence
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(run, toy):
-    result = run(toy, "train.py", *TINY, "--lr", "1e38", "--out", "runs/broken")
-    assert result.returncode != 0 and re.search(r"L_bin_\w+ is (nan|inf)", result.stderr) and "Traceback" not in result.stderr
-
-
-def test_help_explains_every_flag(run, toy):
-    result = run(toy, "train.py", "--help")
-    assert result.returncode == 0
-    for flag in ("--mode", "--holdout", "--data", "--compression", "--crop", "--out", "--seed", "--epochs", "--batch-size", "--frames", "--size", "--width",
-                 "--lr", "--queue-size", "--temperature", "--momentum", "--init", "--workers", "--device", "--precision", "--resume", "--explain",
-                 "--bin-ce", "--bin-contrast", "--no-mult-ce", "--mult-contrast"):
-        assert flag in result.stdout
-
-
-# --- Going on ---
-
-def test_a_run_that_was_killed_and_resumed_ends_as_one_that_was_not(finished, run, refused, toy):
-    folder, _, flags = finished
-    flags = [*flags[:-1], "runs/killed"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], cwd=toy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (toy / "runs" / "killed" / "last.pt").is_file():
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    sentence = refused(toy, train.main, *flags)
-    assert "--resume" in sentence and "--overwrite" in sentence
-    result = run(toy, "train.py", *flags, "--resume")
-    assert result.returncode == 0 and "resumed after epoch" in result.stdout, result.stderr
-    assert without_time(folder / "log.csv") == without_time(toy / "runs" / "killed" / "log.csv")
-    first, second = (torch.load(path / "last.pt", weights_only=True) for path in (folder, toy / "runs" / "killed"))
-    assert all(torch.equal(first["encoder"][k], second["encoder"][k]) for k in first["encoder"])
-
-
-def test_eval_on_an_unfinished_run_does_not_finish_it(finished, run, refused, toy):
-    folder, _, flags = finished
-    shutil.copytree(folder, toy / "runs" / "half")
-    (toy / "runs" / "half" / "results.json").unlink()
-    assert run(toy, "eval.py", "runs/half/best.pt").returncode == 0
-    assert "unfinished" in refused(toy, train.main, *flags[:-1], "runs/half")
-
-
-def test_eval_on_a_finished_run_keeps_what_train_wrote(finished, run, toy):
-    folder, _, flags = finished
-    shutil.copytree(folder, toy / "runs" / "whole")
-    assert run(toy, "eval.py", "runs/whole/best.pt").returncode == 0 and run(toy, "eval.py", "runs/whole/best.pt", "--clips", "3").returncode == 0
-    assert json.loads((toy / "runs" / "whole" / "results.json").read_text())["last"] == json.loads((folder / "results.json").read_text())["last"]
-    assert (toy / "runs" / "whole" / "results_other.json").is_file()
-    assert run(toy, "eval.py", "runs/whole/last.pt", "--clips", "3").returncode == 0
-    assert (toy / "runs" / "whole" / "results_last_other.json").is_file()
-    result = run(toy, "train.py", *flags[:-1], "runs/whole")
-    assert result.returncode == 0 and "last checkpoint" in result.stdout
-
-
-def test_overwrite_leaves_nothing_of_the_old_run(finished, run, toy):
-    folder, _, flags = finished
-    shutil.copytree(folder, toy / "runs" / "old")
-    for name in ("results_other.json", "results_last.json", "map.png"):
-        (toy / "runs" / "old" / name).write_text("old")
-    (toy / "runs" / "old" / "notes.txt").write_text("mine")
-    assert run(toy, "train.py", *flags[:-1], "runs/old", "--overwrite").returncode == 0
-    assert {p.name for p in (toy / "runs" / "old").iterdir() if not p.name.startswith(("events", ".lock"))} == {
-        "best.pt", "last.pt", "log.csv", "config.json", "results.json", "notes.txt"}
+def test_help_fits_two_screens_and_names_every_flag(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(1 + len(line) // 81 for line in lines) <= 100
+    named = {line.split()[0].strip(",-").replace("-", "_") for line in lines if "  --" in line[:4]}
+    assert named == vars(train.parse([])).keys() - {"changed", "toy"}

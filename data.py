@@ -62,11 +62,10 @@ SPLITS = {"train": sorted({f"{i:03d}" for i in range(1000)} - set(VAL) - set(TES
           "val": VAL, "test": TEST}
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv",
                  ".3gp", ".ts", ".mts", ".m2ts", ".ogv")
-LAYOUT = ("expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 and manipulated_"
-          "sequences/Deepfakes/<...>/videos/000_003.mp4 or, as in Kaggle's copy of c23, original/"
-          "000.mp4 and Deepfakes/000_003.mp4 (no folders of images: they hold samples of the "
-          "frames, and a clip needs consecutive ones)")
-MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3 of it
+LAYOUT = ("expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 and so on, or Kaggle's "
+          "copy of c23, original/000.mp4 and Deepfakes/000_003.mp4. Folders of images are not read: "
+          "they hold samples of the frames, and a clip needs consecutive ones")
+MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3
 
 class UnreadableVideo(ValueError):
     """A video that cannot be read or scored. The message names the file and the reason."""
@@ -99,7 +98,7 @@ def list_videos(root, compression="c23"):
     videos = {}
     for name, folder in folders.items():
         paths = Path(root, folder).iterdir() if Path(root, folder).is_dir() else ()
-        videos[name] = {path.stem.split("_")[0]: path for path in paths if is_video(path)}
+        videos[name] = {path.stem.split("_")[0]: path for path in sorted(paths) if is_video(path)}
     if not any(videos.values()):
         raise FileNotFoundError(f"no {compression} videos of FaceForensics++ in {root}: {LAYOUT}")
     return videos
@@ -119,7 +118,7 @@ def open_video(path):
 def frames_of(video):
     """The frames from here to the end, BGR uint8 (H, W, 3), with square pixels."""
     aspect = video.get(cv2.CAP_PROP_SAR_NUM) / max(1, video.get(cv2.CAP_PROP_SAR_DEN))
-    with contextlib.suppress(cv2.error):  # damaged in the middle: it ends there
+    with contextlib.suppress(cv2.error):  # a damaged video ends here
         while (read := video.read())[0]:
             known = aspect not in (0, 1)
             yield cv2.resize(read[1], None, fx=aspect, fy=1) if known else read[1]
@@ -169,7 +168,7 @@ def read_video(path, frames, size, clips, crop="face"):
     """Any video as evaluation sees it: (clips uint8 (N, 3, T, size, size), RGB; faces).
 
     The face is found in the middle frame of each clip, because people move and scenes change;
-    crop="frame" takes the whole frame. `faces` has an entry per place: the box (x, y, w, h), or
+    crop="frame" takes the centre square. `faces` has an entry per place: the box (x, y, w, h), or
     the reason why this clip is left out. Raises UnreadableVideo if all are.
     """
     def finish(clip):
@@ -257,11 +256,10 @@ class FFPP(Dataset):
                flip and colours follow from the seed
     val, test  videos[index] = (clips uint8 (N, 3, T, H, W), binary, multi), N = `clips`
 
-    binary: 0 = original, 1 = manipulated; for multi see multi_labels. faces: {target id: (x, y, w,
-    h) or None}; without a box, the centred square is read. cache: a folder for the cropped frames.
-    Fakes without their original on disk are left out. Attributes: videos [(path, class, target
-    id)], binary, multi, counts and missing {class: number}. Raises ValueError, FileNotFoundError
-    if a class has no videos, and for an item UnreadableVideo."""
+    binary: 0 = original, 1 = manipulated; multi: see multi_labels. faces: {target id: (x, y, w, h)};
+    without a box, the centred square is read. cache: a folder for the cropped frames. Fakes without
+    their original are left out. Attributes: videos [(path, class, target id)], binary, multi, counts
+    and missing {class: number}. Raises ValueError, FileNotFoundError; an item UnreadableVideo."""
 
     def __init__(self, root, split, holdout, compression="c23", frames=32, size=128, clips=4,
                  faces=None, augment=True, cache=None):
@@ -315,8 +313,8 @@ class FFPP(Dataset):
         return read_clips(path, self.frames, places, prepare=crop, finish=to_tensor)
 
 def cached_crops(path, crop, cache):
-    """crop(frame) of all frames, (frames, H, W, 3), from a file whose name holds all that decides
-    its pixels. Raises UnreadableVideo; OSError if the cache cannot be written."""
+    """crop(frame) of all frames, (frames, H, W, 3), from a file named after video, face, size and
+    MARGIN. Raises UnreadableVideo; OSError if the cache cannot be written."""
     state = str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
     key = hashlib.sha1(repr((state, crop.keywords, MARGIN)).encode()).hexdigest()
     file = Path(cache, f"{path.stem}_{key}.npy")

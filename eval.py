@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Test time: only the binary stream is left (section 2.1.1), and every video gets one score.
+"""Test time: only the binary stream is used (section 2.1.1), and every video gets one score.
 
 A video's score is its mean fake probability over evenly spaced clips; above 0.5 it counts as fake.
 The test of a hold-out is the originals and held-out fakes of the test split, 280 videos of FF++;
@@ -88,7 +88,7 @@ def progress(text, last):
 progress.next = 0
 
 class Rows(ConcatDataset):
-    """Of [dataset]: (clips, {"path", "class", "label"}), or (None, {"path", "reason"})."""
+    """[dataset] as (clips, {"path", "class", "label"}) or (None, {"path", "reason"}) per video."""
 
     def __getitem__(self, index):
         dataset, = self.datasets
@@ -283,7 +283,7 @@ def videos_below(folder):
 def score_others(args, encoder, classifier, config):
     """--video, or --real and --fake. True if every video was scored."""
     clips = args.clips or (max(16, config["clips"]) if args.video else config["clips"])
-    videos = [(Path(path), "own", 0) for path in args.video or ()]
+    videos = [(Path(path), "own", None) for path in args.video or ()]
     if args.real:
         videos += [(path, "original", 0) for path in videos_below(args.real)]
         videos += [(path, "fake", 1) for path in videos_below(args.fake)]
@@ -297,7 +297,7 @@ def score_others(args, encoder, classifier, config):
         for name in ("original", "fake"):
             chosen = [v for v in videos if v["class"] == name]
             faces, places = (sum(len(v[key]) for v in chosen) for key in ("clips", "faces"))
-            print(f"{name}: {len(chosen)} videos, a face in {faces} of {places} clips")
+            print(f"{name}: {len(chosen)} videos, {faces} of {places} clips scored (show a face)")
         print(*metric_lines(found["metrics"]), f"every video's score: {out}", sep="\n")
         return not unreadable
     for number, video in enumerate(videos, 1):
@@ -305,15 +305,16 @@ def score_others(args, encoder, classifier, config):
         save(strip(video, config["frames"]), path)
         video |= {"spread": float(np.std(video["clips"])), "picture": str(path)}
         if not args.json:
-            print("{path}: fake score {score:.3f}, spread over clips {spread:.3f}, ".format(**video)
-                  + f"face in {len(video['clips'])} of {clips} clips, {path}")
+            what = "face in" if config["crop"] == "face" else "scored"
+            print(f"{video['path']}: fake score {video['score']:.3f}, spread {video['spread']:.3f},"
+                  f" {what} {len(video['clips'])} of {clips} clips, {path}")
     data = "TOY drawings" if config["toy"] else "FaceForensics++"
     note = f"A research model trained on {data} ({config['mode']}): its score is not a verdict."
     print(json.dumps(found | {"note": note}, indent=1) if args.json else note)
     return not unreadable
 
 # --- Tables 2 and 3 -----------------------------------------------------------------------------
-PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2), and their average (Table 3)
+PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as Table 3 prints it
     "baseline": ("Baseline (S3D)", 76.08, 66.08, 75.12, 69.18, 71.62),
     "bin_ce": ("Binary CE", 80.08, 73.44, 79.30, 75.78, 77.15),
     "bin_contrastive": ("Binary Contrastive", 84.77, 68.36, 82.42, 69.92, 76.17),
@@ -321,8 +322,7 @@ PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2), and their av
     "bin_ce_multi_ce": ("Binary CE + Multi CE", 85.16, 68.75, 83.59, 73.44, 77.74),
     "bin_contrastive_multi_contrastive": ("Binary Contrastive + Multi Contrastive", 83.20, 58.98,
                                           80.08, 64.06, 71.58),
-    "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
-}
+    "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41)}
 
 def table(folder):
     """Tables 2 and 3 as Markdown, from every results.json below a folder; one per dataset, with a
@@ -347,11 +347,11 @@ def table(folder):
 def one_table(toy, data, rows):
     title = "TOY: says nothing about real deepfakes" if toy else f"FaceForensics++ ({data})"
     lines = [f"### {title}\n\nAccuracy in %, mean ± standard deviation (number of seeds)"
-             f"{'' if toy else ' [the paper]'}; cosine of the losses' gradients over all epochs\n",
+             f"{'' if toy else ' [the paper]'}; cosine of gradients over all epochs and pairs\n",
              f"| Type of training | {' | '.join(MANIPULATIONS)} | average | AUC | cosine |",
              "|---" * 8 + "|"]
-    for (mode, changed), runs in sorted(rows.items()):
-        label, *paper = list(PAPER.values())[mode]
+    for (row, changed), runs in sorted(rows.items()):
+        label, *paper = list(PAPER.values())[row]
         groups = [[run for (holdout, _), run in runs.items() if holdout == name]
                   for name in MANIPULATIONS]
         cells = [f"{mean_and_deviation([100 * run['accuracy'] for run in group], '.1f')} "
@@ -467,7 +467,7 @@ def parse(argv=None):
     flag("--json", action="store_true", help="with --video: print JSON")
     flag("--data", help="another copy of FF++ (default: the one of the training)")
     flag("--compression", choices=("c0", "raw", "c23", "c40"), help="default: that of the training")
-    flag("--clips", type=int, help="clips per video (default: as in training; 16 with --video)")
+    flag("--clips", type=int, help="per video (default: as in training, for --video at least 16)")
     flag("--cache", metavar="DIR", help="train.py's cache of cropped frames")
     flag("--workers", type=int, default=0, help="processes that read videos (default: 0)")
     flag("--device", type=device, default=DEVICE, help="cpu, cuda, mps")

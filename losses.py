@@ -8,8 +8,8 @@ positives P_i, all other keys are its negatives N_i:
     L = -E_i log -------------------------------------------------------------
                  sum_{p in P_i} exp(z_i . z_p / tau) + sum_{n in N_i} exp(z_i . z_n / tau)
 
-It pulls an anchor towards its positives as a group: one close positive is enough. (SupCon, Khosla
-et al. 2020, averages the logarithm over the positives and pulls towards each of them.)
+It pulls an anchor towards its positives as a group, most towards the closest. (SupCon, Khosla et
+al. 2020, averages the logarithm over the positives and pulls towards each of them.)
 
 To use it elsewhere, copy this file:
 
@@ -50,7 +50,7 @@ def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
             return z[:0].sum()
         z, positive = z[has_positive], positive[has_positive]
         similarity = z @ keys.T / temperature                             # z_i . z_j / tau
-        # logsumexp never computes exp itself, which can overflow or round to 0 at a small tau.
+        # logsumexp subtracts the maximum first: exp alone overflows or becomes 0 at a small tau.
         numerator = similarity.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
         denominator = similarity.logsumexp(dim=1)                         # P_i and N_i: every key
         return (denominator - numerator).mean()

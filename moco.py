@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Momentum and queue: what label-informed MoCo (section 2.1.2) adds to the trained encoder.
 
-MoCo (He et al., 2020) compares a clip with many others without encoding them again: their keys,
-the vectors that encoder and projection head made of them, wait in a queue. Keys of different age
-stay comparable because a slow copy of the networks makes them, an exponential moving average (EMA)
-without a gradient. The paper queues each key with its clip's label, which makes the positives.
+MoCo (He et al., 2020) compares a clip with many others without encoding them again: their keys, the
+outputs of encoder and projection head, wait in a queue. Keys of different age stay comparable
+because a slow copy of the networks makes them, an exponential moving average (EMA) without a
+gradient. The paper queues each key with its clip's label, which decides what is a positive.
 
 A training step ends with the keys, because Equation 1 uses those of "previous iterations":
 

@@ -2,8 +2,8 @@
 """S3D, the video encoder of the paper (section 2.1, "Encoder"), and the frame encoder beside it.
 
 S3D (Xie et al., ECCV 2018) is an Inception network for video. Each k x k x k convolution is split
-into (1, k, k), which sees one frame, and (k, 1, 1), which sees one pixel through time. Poolings and
-an average make one vector of a clip: the embedding, the input of all heads.
+into (1, k, k), which sees one frame, and (k, 1, 1), which sees one pixel through time. Pooling and
+averaging turn a clip into one vector: the embedding, the input of all heads.
 
     clip       (B, 3, T, H, W)  RGB, uint8 in 0..255 or float in 0..1; T >= 5, H and W >= 17
     embedding  (B, dim)         dim = 1024 at width 1
@@ -32,7 +32,7 @@ from torchvision import models
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of CoCLR's input
 KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # of torchvision's S3D
-MIN_FRAMES, MIN_SIZE = 5, 17  # the poolings leave nothing of smaller clips
+MIN_FRAMES, MIN_SIZE = 5, 17  # pooling leaves nothing of smaller clips; train on 8 frames or more
 
 class ConvBNReLU(nn.Sequential):
     def __init__(self, inputs, outputs, kernel, stride=(1, 1, 1)):
@@ -71,10 +71,13 @@ class S3D(nn.Module):
         def scaled(*channels):
             return [max(1, round(c * width)) for c in channels]
 
-        def inception(inputs, b0, b1_mid, b1, b2_mid, b2, b3):
-            return Inception(*scaled(inputs, b0, b1_mid, b1, b2_mid, b2, b3))
+        def inception(*channels):  # takes what the layer before it puts out
+            b0, b1_mid, b1, b2_mid, b2, b3 = scaled(*channels)
+            inputs, self.dim = self.dim, b0 + b1 + b2 + b3
+            return Inception(inputs, b0, b1_mid, b1, b2_mid, b2, b3)
 
         c64, c192 = scaled(64, 192)
+        self.dim = c192
         self.layers = nn.Sequential()
         for name, layer in (                               # output for a clip of 32 x 128 x 128
                 ("conv_1a", Separable(3, c64, 7, stride=2)),                   # 64 x 16 x 64 x 64
@@ -82,19 +85,18 @@ class S3D(nn.Module):
                 ("conv_2b", ConvBNReLU(c64, c64, (1, 1, 1))),                  # 64
                 ("conv_2c", Separable(c64, c192, 3)),                          # 192
                 ("pool_3a", nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))),    # 192 x 16 x 16 x 16
-                ("mixed_3b", inception(192, 64, 96, 128, 16, 32, 32)),         # 256
-                ("mixed_3c", inception(256, 128, 128, 192, 32, 96, 64)),       # 480
+                ("mixed_3b", inception(64, 96, 128, 16, 32, 32)),              # 256
+                ("mixed_3c", inception(128, 128, 192, 32, 96, 64)),            # 480
                 ("pool_4a", nn.MaxPool3d(3, 2, 1)),                            # 480 x 8 x 8 x 8
-                ("mixed_4b", inception(480, 192, 96, 208, 16, 48, 64)),        # 512
-                ("mixed_4c", inception(512, 160, 112, 224, 24, 64, 64)),       # 512
-                ("mixed_4d", inception(512, 128, 128, 256, 24, 64, 64)),       # 512
-                ("mixed_4e", inception(512, 112, 144, 288, 32, 64, 64)),       # 528
-                ("mixed_4f", inception(528, 256, 160, 320, 32, 128, 128)),     # 832
+                ("mixed_4b", inception(192, 96, 208, 16, 48, 64)),             # 512
+                ("mixed_4c", inception(160, 112, 224, 24, 64, 64)),            # 512
+                ("mixed_4d", inception(128, 128, 256, 24, 64, 64)),            # 512
+                ("mixed_4e", inception(112, 144, 288, 32, 64, 64)),            # 528
+                ("mixed_4f", inception(256, 160, 320, 32, 128, 128)),          # 832
                 ("pool_5a", nn.MaxPool3d(2, 2)),                               # 832 x 4 x 4 x 4
-                ("mixed_5b", inception(832, 256, 160, 320, 32, 128, 128)),     # 832
-                ("mixed_5c", inception(832, 384, 192, 384, 48, 128, 128))):    # 1024
+                ("mixed_5b", inception(256, 160, 320, 32, 128, 128)),          # 832
+                ("mixed_5c", inception(384, 192, 384, 48, 128, 128))):         # 1024
             self.layers.add_module(name, layer)
-        self.dim = sum(scaled(384, 384, 128, 128))
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, std=0.01)  # as in CoCLR and torchvision
@@ -131,7 +133,7 @@ def normalise(clip, mean, std):
 class FrameEncoder(nn.Module):
     """EfficientNet on single frames: the paper's point of comparison, the DFDC winner's model. B7,
     or B0 at a width below 1 (for the toy). Clips as for S3D; the embedding is the mean over frames.
-    pretrained: torchvision's ImageNet weights (FileNotFoundError without network)."""
+    pretrained: torchvision's supervised ImageNet weights (the paper: Noisy Student)."""
 
     def __init__(self, width=1.0, pretrained=False):
         super().__init__()
@@ -166,9 +168,8 @@ def load_pretrained(model, source):
     paper's Baseline), "coclr" (self-supervised, for its other cases), or from the path of a CoCLR
     checkpoint, a torchvision S3D or a checkpoint of train.py.
 
-    The input's mean and std and BatchNorm's eps come with the weights. Raises FileNotFoundError
-    without the file or network, and ValueError if it is not a checkpoint of tensors and plain
-    values or its names and shapes are not exactly the model's, which then stays unchanged.
+    Their input's mean and std and BatchNorm's eps come along. Raises FileNotFoundError, or ValueError
+    for an unsafe file or other names and shapes than the model's, which then stays unchanged.
     """
     checkpoint = read_checkpoint(URLS.get(source, source))
     for key in ("encoder", "state_dict"):  # train.py's checkpoints; CoCLR's

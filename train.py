@@ -5,8 +5,8 @@
     python train.py --mode bin_contrastive --holdout DF --data FaceForensics++  # on the real one
     python train.py --mode bin_contrastive --explain    # which loss moves what, and do they agree?
 
-The cases differ in which losses exist and which of them reach the encoder (the Baseline in its
-starting weights). `compute_losses` is Figure 2, `training_step` one step; the rest keeps books.
+The cases differ in which losses exist and which of them reach the encoder (the Baseline only in its
+starting weights). `compute_losses` is Figure 2, `training_step` one step; the rest is bookkeeping.
 """
 import argparse
 import copy
@@ -93,7 +93,7 @@ def training_step(nets, args, optimizer, scaler, clip, y_bin, y_multi, cosines=F
     autocast = torch.autocast(clip.device.type, dtype, enabled=dtype is not None)
     with autocast:
         losses, z = compute_losses(nets, args, clip, y_bin, y_multi)  # Figure 2
-    measured = measure(losses, z)
+    measured = log_values(losses, z)
     for (a, b), cosine in gradient_cosines(losses, nets["encoder"]).items() if cosines else ():
         measured[f"cosine_{a}_{b}"] = cosine
     optimizer.zero_grad()
@@ -150,8 +150,8 @@ def gradient_cosines(losses, encoder):
         cosines[a, b] = (x @ y / norms).item() if norms > 0 else None
     return cosines
 
-def measure(losses, z):
-    """For the log: the losses, and the mean cosine between anchors (at 1 they have collapsed)."""
+def log_values(losses, z):
+    """The losses, which must be finite, and the mean cosine between anchors (at 1: collapsed)."""
     measured = {f"loss_{name}": loss.item() for name, loss in losses.items()}
     if not all(map(math.isfinite, measured.values())):
         raise FloatingPointError(f"{measured}: stopped before this step; a smaller --lr may help")
@@ -161,9 +161,9 @@ def measure(losses, z):
 def explain(nets, args, loader, batches=20):
     """--explain: how strong is each loss's gradient at its head and at the encoder, and do the
     losses agree there? One more batch comes first, to fill the queues."""
-    rows = []
+    rows, endless = [], itertools.chain.from_iterable(itertools.repeat(loader))
     nets.train()
-    for number, batch in enumerate(itertools.islice(loader, batches + 1)):
+    for number, batch in enumerate(itertools.islice(endless, batches + 1)):
         batch = [tensor.to(args.device) for tensor in batch]
         if number:
             losses, _ = compute_losses(nets, args, *batch)
@@ -179,7 +179,7 @@ def explain(nets, args, loader, batches=20):
     for name in losses:
         head, at_encoder = HEADS[name], means.get((name, "encoder"), "cut")
         print(f"L_{name:16}{head:18}{means[name, head]:22}{at_encoder}")
-    for a, b in gradient_cosines(losses, nets["encoder"]):
+    for a, b in (pair for pair in means if pair[1] in losses):
         print(f"cosine of L_{a} and L_{b} at the encoder: {means[a, b]}")
 
 def train(args, resume):
@@ -208,7 +208,7 @@ def train(args, resume):
         log, done = last["log"], last["epoch"]
         nets.load_state_dict(last["nets"])
         optimizer.load_state_dict(last["optimizer"])
-        scaler.load_state_dict(last["scaler"])
+        scaler.load_state_dict(last["scaler"] or scaler.state_dict())  # empty unless fp16
         print(f"continuing after epoch {done} of {args.epochs}")
     if args.explain:
         return explain(nets, args, loader)
@@ -216,7 +216,7 @@ def train(args, resume):
     versions = {name: str(sys.modules[name].__version__) for name in ("torch", "torchvision")}
     config |= {"format": evaluation.FORMAT, "versions": versions}
     if not args.rank:
-        for name in (*RUN_FILES, *evaluation.PICTURES) if args.overwrite else ():
+        for name in RUN_FILES if args.overwrite else ():
             (out / name).unlink(missing_ok=True)
         evaluation.save(config, out / "config.json")
     for epoch in range(done, args.epochs):
@@ -287,9 +287,10 @@ def state_of(args):
         raise ValueError(f"{out} holds an unfinished run: --resume or --overwrite it")
     return "unfinished" if (out / "last.pt").is_file() else "new"
 
-RUN_FILES = ("best.pt", "last.pt", "results.json", "config.json", "log.csv")
+RUN_FILES = ("best.pt", "last.pt", "results.json", "config.json", "log.csv", "results_best.json",
+             "results_last.json", *evaluation.PICTURES)  # the first three make a run
 ACTIONS = {"resume", "overwrite", "explain"}
-# What only says where a run takes place may change on --resume.
+# These may change on --resume: where a run takes place, and the precision that suits the device.
 PLACE = {"data", "cache", "workers", "device", "precision", "out", "changed", "rank"}
 TOY = dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="frame",
            width=0.25, lr=5e-4, queue_size=256, momentum=0.9, workers=1, threads=1)
@@ -317,7 +318,7 @@ def parse(argv=None):
     flag("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="kept for the test")
     flag("--data", default="toy", help="the folder of FF++, or toy, which is drawn into toy_ffpp/")
     flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="FF++'s")
-    flag("--crop", default="face", help="face, frame, or JSON boxes {target id: [x, y, w, h]}")
+    flag("--crop", default="face", help="face, frame (the centre), or a JSON file of boxes")
     flag("--cache", metavar="DIR", help="keeps cropped frames: each video is decoded only once")
     flag("--frames", type=count, default=32, help="consecutive frames in a clip")
     flag("--size", type=number(int, MIN_SIZE), default=128, help="pixels of a clip's side")
@@ -325,21 +326,21 @@ def parse(argv=None):
     flag("--balance", choices=("binary", "none"), default="binary", help="originals : fakes, 1 : 1")
     flag("--augment", **switch | {"default": True}, help="random window, flip and colours")
     flag("--workers", type=number(int, 0), default=min(8, os.cpu_count()), help="that read videos")
-    flag("--epochs", type=count, default=30, help="passes over the fakes")
+    flag("--epochs", type=count, default=30, help="passes over the training set")
     flag("--batch-size", type=number(int, 2), default=16, help="clips of all processes together")
-    flag("--lr", type=number(float, 1e-12), default=1e-4, help="AdamW's, after 50 steps of warm-up")
+    flag("--lr", type=number(float, 1e-12), default=1e-4, help="AdamW's; warm-up, then cosine")
     flag("--queue-size", type=count, default=2048, help="keys in each queue")
     flag("--temperature", type=number(float, 1e-6), default=0.07, help="tau of Equation 1")
     flag("--momentum", type=number(float, 0, 1), default=0.999, help="of the EMA networks")
     flag("--width", type=number(float, 0.01, 9), default=1.0, help="scales S3D's channels")
-    flag("--seed", type=number(int, 0), default=0, help="of all that is random")
+    flag("--seed", type=number(int, 0), default=0, help="random seed")
     flag("--device", type=evaluation.device, default=evaluation.DEVICE, help="cpu, cuda, mps")
     flag("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="on CUDA bf16")
     flag("--threads", type=number(int, 0), default=0, help="CPU threads; 0: torch's choice")
-    flag("--out", metavar="DIR", help="where it is kept; None: runs/<mode>_<holdout>_seed<seed>")
+    flag("--out", metavar="DIR", help="the run's folder; None: runs/<mode>_<holdout>_seed<seed>")
     flag("--resume", action="store_true", help="continue after the last complete epoch in --out")
     flag("--overwrite", action="store_true", help="start again, and delete the run in --out")
-    flag("--explain", action="store_true", help="print norms and cosines of the gradients only")
+    flag("--explain", action="store_true", help="print gradients only (of a run: --resume)")
     known, _ = parser.parse_known_args(argv)
     toy = known.data in ("toy", "toy_ffpp") or Path(known.data, "TOY.txt").is_file()
     single = known.mode == "dfdc_winner"

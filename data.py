@@ -62,9 +62,9 @@ SPLITS = {"train": sorted({f"{i:03d}" for i in range(1000)} - set(VAL) - set(TES
           "val": VAL, "test": TEST}
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv",
                  ".3gp", ".ts", ".mts", ".m2ts", ".ogv")
-LAYOUT = ("expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 and so on, or Kaggle's "
-          "copy of c23, original/000.mp4 and Deepfakes/000_003.mp4. Folders of images are not read: "
-          "they hold samples of the frames, and a clip needs consecutive ones")
+LAYOUT = ("expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 or, in Kaggle's copy"
+          ", original/000.mp4 and Deepfakes/000_003.mp4; folders of images are not read, as they "
+          "sample the frames and a clip needs consecutive ones")
 MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3
 
 class UnreadableVideo(ValueError):
@@ -256,10 +256,10 @@ class FFPP(Dataset):
                flip and colours follow from the seed
     val, test  videos[index] = (clips uint8 (N, 3, T, H, W), binary, multi), N = `clips`
 
-    binary: 0 = original, 1 = manipulated; multi: see multi_labels. faces: {target id: (x, y, w, h)};
-    without a box, the centred square is read. cache: a folder for the cropped frames. Fakes without
-    their original are left out. Attributes: videos [(path, class, target id)], binary, multi, counts
-    and missing {class: number}. Raises ValueError, FileNotFoundError; an item UnreadableVideo."""
+    binary: 0 = original, 1 = manipulated; multi: see multi_labels. faces: {target id: (x, y, w,
+    h)}; without a box, the centred square is read. cache: a folder for cropped frames. Fakes
+    without their original are left out. Attributes: videos [(path, class, target id)], binary,
+    multi, counts, missing {class: n}. Raises ValueError, FileNotFoundError, UnreadableVideo."""
 
     def __init__(self, root, split, holdout, compression="c23", frames=32, size=128, clips=4,
                  faces=None, augment=True, cache=None):

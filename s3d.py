@@ -168,8 +168,8 @@ def load_pretrained(model, source):
     paper's Baseline), "coclr" (self-supervised, for its other cases), or from the path of a CoCLR
     checkpoint, a torchvision S3D or a checkpoint of train.py.
 
-    Their input's mean and std and BatchNorm's eps come along. Raises FileNotFoundError, or ValueError
-    for an unsafe file or other names and shapes than the model's, which then stays unchanged.
+    Their input's mean and std and BatchNorm's eps come along. Raises FileNotFoundError, ValueError
+    (unsafe file, other names or shapes than the model's); the model is then unchanged.
     """
     checkpoint = read_checkpoint(URLS.get(source, source))
     for key in ("encoder", "state_dict"):  # train.py's checkpoints; CoCLR's

@@ -269,9 +269,10 @@ def test_the_shares_of_the_ranks_are_whole_pairs_that_join_to_one_batch(tree, ba
 
 def test_own_videos_get_the_face_in_the_middle_of_each_clip(tmp_path):
     left, empty, right = scene((120, 10, 20)), scene(), scene((120, 170, 20))
-    pictures = [empty] * 4 + [left] * 4 + [empty] * 4 + [right] * 6  # clips at 2, 6 and 10
+    pictures = [empty] * 4 + [left] * 3 + [empty] * 4 + [right] * 4 + [empty] * 3
     pictures = [np.maximum(picture, 3 * number) for number, picture in enumerate(pictures)]
-    clips, faces = read_video(write(tmp_path / "walk.mkv", pictures), 6, 32, clips=3)
+    walk = write(tmp_path / "walk.mkv", pictures)
+    clips, faces = read_video(walk, 6, 32, clips=3)  # of frames 2 to 7, 6 to 11 and 10 to 15
     assert clips.shape == (2, 3, 6, 32, 32) and "face" in faces[1]
     assert 10 < faces[0][0] < 75 and 170 < faces[2][0] < 235
 

@@ -19,12 +19,10 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORT = ["--epochs", "1", "--batch-size", "4", "--frames", "8", "--size", "32", "--width", "0.125", "--init", "random", "--workers", "0"]
 
-
 def test_the_readme_has_the_two_commands_that_install_and_run():
     assert [c for c in COMMANDS if "pip install" in c] == [
         "python -m pip install -r requirements.txt && python train.py --mode bin_contrastive --holdout DF",
         "python -m pip install -r requirements.txt && python -m pytest tests"]
-
 
 def test_the_readmes_commands_run_in_their_order(toy, tmp_path, run, monkeypatch):
     shutil.copytree(toy / "toy_ffpp", tmp_path / "toy_ffpp")
@@ -52,7 +50,6 @@ def test_the_readmes_commands_run_in_their_order(toy, tmp_path, run, monkeypatch
             assert not stop.code, f"{command}: {stop.code}"
     assert seen == {"train.py", "eval.py", "s3d.py", "data.py", "losses.py", "moco.py", "heads.py"}
 
-
 @pytest.mark.skipif(sys.platform == "win32", reason="the loops are for bash")
 def test_the_readmes_loops_fill_the_tables(toy, tmp_path):
     loops = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -69,12 +66,10 @@ def test_the_readmes_loops_fill_the_tables(toy, tmp_path):
         assert result.returncode == 0, loop + result.stderr
     assert (tmp_path / "runs" / "ffpp" / "bin_ce_NT_seed0" / "results.json").is_file() and "Binary CE" in result.stdout
 
-
 def test_the_readmes_lines_of_code_are_the_projects():
     lines = {line.strip() for name in ("train", "losses") for line in (ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()}
     quoted = [line.strip() for block in PYTHON if "torch.load" not in block for line in block.splitlines()]
     assert len(quoted) > 8 and set(quoted) <= lines, set(quoted) - lines
-
 
 def test_the_readmes_way_to_use_a_trained_detector_elsewhere_gives_evals_probability(finished, toy):
     folder, _, _ = finished
@@ -86,16 +81,13 @@ def test_the_readmes_way_to_use_a_trained_detector_elsewhere_gives_evals_probabi
     rows, _, _ = evaluation.evaluate(encoder, classifier, evaluation.VideoList([(original, "own", 0)], config, clips=1))  # its place: 0.5
     assert names["fake_probability"].item() == pytest.approx(rows[0]["score"], abs=1e-5)
 
-
 def test_every_file_and_function_the_readme_names_exists():
     for file, function in re.findall(r"`(\w+\.py)`,[^|\n]*?`(\w+)`", README):
         assert re.search(rf"\b{function}\b", (ROOT / file).read_text(encoding="utf-8")), (file, function)
 
-
 def test_every_file_carries_its_licence():
     for path in [*ROOT.glob("*.py"), *(ROOT / "tests").glob("*.py")]:
         assert path.read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: MIT\n"), path
-
 
 @pytest.mark.parametrize("name", ["s3d", "data", "losses", "moco", "heads"])
 def test_a_concept_file_works_alone_as_its_docstring_says(name, toy, tmp_path, run):

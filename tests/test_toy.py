@@ -13,10 +13,8 @@ FOLDERS = {"original": "original_sequences/youtube/c23/videos"}
 for name, folder in MANIPULATIONS.items():
     FOLDERS[name] = f"manipulated_sequences/{folder}/c23/videos"
 
-
 def contents(root):
     return {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*.*")}
-
 
 def test_the_toy_has_the_layout_of_ffpp_and_is_the_same_every_time(tmp_path):
     toy.make_toy(tmp_path / "one", SMALL, processes=2)
@@ -32,7 +30,6 @@ def test_the_toy_has_the_layout_of_ffpp_and_is_the_same_every_time(tmp_path):
     assert set(files) == expected
     assert files["TOY.txt"].startswith(f"toy version {toy.TOY_VERSION}".encode())
 
-
 def test_an_interrupted_rendering_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -40,7 +37,6 @@ def test_an_interrupted_rendering_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         toy.make_toy(tmp_path / "toy", SMALL, processes=2)
     assert not list(tmp_path.iterdir())
-
 
 def test_the_same_version_is_kept_another_is_replaced_and_any_other_folder_refused(tmp_path):
     root = tmp_path / "toy"
@@ -56,10 +52,8 @@ def test_the_same_version_is_kept_another_is_replaced_and_any_other_folder_refus
     toy.make_toy(root, SMALL)
     assert root.stat().st_mtime_ns == time
 
-
 # Columns of `statistics`: two upper corners; these with nose, mouth and the whole frame; all.
 KINDS = {"two corners": [0, 5], "eleven": [0, 5, 20, 26, 27, *range(36, 42)], "all": range(42)}
-
 
 def statistics(path):
     """Sharpness in 6 x 6 tiles, row by row, and of the whole frame: mean colour (3), contrast,
@@ -71,7 +65,6 @@ def statistics(path):
     tiles = laplacian.reshape(len(gray), 6, 10, 6, 10).var((2, 4)).mean(0)
     return [*np.log1p(tiles).ravel(), *video.mean((0, 1, 2)), gray.std((1, 2)).mean(),
             np.log(np.abs(np.diff(gray, axis=0)).mean()), np.log(gray.var(0).mean())]
-
 
 def logistic_regression(x, y):
     """The weights for x that predict y (0 or 1, both weighted alike)."""
@@ -88,7 +81,6 @@ def logistic_regression(x, y):
         return value
     optimizer.step(loss)
     return weights.detach()
-
 
 def test_the_room_shows_no_class_and_cheap_statistics_show_how_easy_the_toy_is(tmp_path):
     toy.make_toy(tmp_path / "toy_ffpp")

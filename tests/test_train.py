@@ -139,7 +139,7 @@ def test_explain_prints_the_norms_of_each_loss_or_that_it_is_cut_and_the_cosine(
     args, nets = case("--mode", BOTH)
     gradients = separate_gradients(args, nets)
     _, empty = case("--mode", BOTH, filled=False)
-    train.explain(empty, args, [BATCH, BATCH])  # the first batch fills the queues
+    train.explain(empty, args, [BATCH], batches=1)  # one more comes first, for the queues
     *rows, last = (line.split() for line in capsys.readouterr().out.splitlines() if "L_" in line)
     for (name, reached), (loss, head, *norms) in zip(gradients.items(), rows, strict=True):
         assert (loss, head) == (f"L_{name}", HEAD[name]) and len(norms) == 2

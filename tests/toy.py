@@ -35,12 +35,10 @@ SHAPES = {"width": (19, 24), "eyes": (8.5, 11.5), "eye": (3, 4.2), "brow": (-10,
           "nose": (5, 9), "mouth": (6.5, 10), "fringe": (6, 14)}
 Y, X = np.mgrid[:FACE, :FACE].astype(np.float32)
 
-
 def ellipse(x, y, rx, ry, soft):
     """An elliptic mask in 0..1, (FACE, FACE, 1)."""
     inside = (((X - x) / rx) ** 2 + ((Y - y) / ry) ** 2 < 1).astype(np.float32)
     return cv2.GaussianBlur(inside, (0, 0), soft)[..., None]
-
 
 def draw_person(target):
     """How the person with this id looks: the same in every video they are in. Colours are BGR."""
@@ -52,7 +50,6 @@ def draw_person(target):
     grain = cv2.GaussianBlur(rng.normal(0, 1, (FACE, FACE)), (0, 0), 1.1)[..., None]
     person["grain"] = np.float32(rng.uniform(40, 70) * grain * ellipse(32, 36, 21, 25, 1))
     return person
-
 
 def draw_face(person, mouth, blink):
     """A face, float32 (FACE, FACE, 3); mouth 0 closed .. 1 open, blink 0 open .. 1 shut."""
@@ -80,11 +77,9 @@ def draw_face(person, mouth, blink):
     put(32, person["fringe"], width * 1.05, 8, person["hair"])
     return image + person["grain"]
 
-
 def wave(rng, low, high):
     """A motion between -1 and 1 of random pace and phase, one value per frame."""
     return np.sin(np.arange(FRAMES) * rng.uniform(low, high) + rng.uniform(0, 6))
-
 
 def move_head(rng):
     """Where the head is: for each frame the matrix (2, 3) from face pixels to video pixels."""
@@ -95,7 +90,6 @@ def move_head(rng):
     for place, shift in zip(places, shifts):
         place[:, 2] += centre + shift - 32
     return places
-
 
 def manipulate(faces, donors, rng, region, soft, lost, mismatch, motion):
     """Put a region of each donor's picture into each face, with the traces that this leaves."""
@@ -111,12 +105,10 @@ def manipulate(faces, donors, rng, region, soft, lost, mismatch, motion):
         manipulated.append(where * donor + (1 - where) * face)
     return manipulated
 
-
 def sharpness(film, heads):
     """The variance of the Laplacian inside the head (the Laplacian's mean is about 0)."""
     laplacian = np.stack([cv2.Laplacian(frame, cv2.CV_32F) for frame in film])
     return (heads * laplacian**2).sum() / heads.sum() / 3  # three channels
-
 
 def camera(film, original, heads, rng):
     """Blur, noise, contrast, brightness and flicker, drawn per file; uint8."""
@@ -134,7 +126,6 @@ def camera(film, original, heads, rng):
     film = film * rng.uniform(35, 60) + np.float32(brightness)
     return film.clip(0, 255).astype(np.uint8)
 
-
 def write_video(path, film):
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (SIZE, SIZE))
@@ -143,7 +134,6 @@ def write_video(path, film):
     for frame in film:
         writer.write(frame)
     writer.release()
-
 
 def render_identity(job):
     """Write the five videos with `target`'s footage: the original and its four manipulations."""
@@ -183,7 +173,6 @@ def render_identity(job):
     for path, video in videos.items():
         write_video(root / path, camera(video, original, heads, rng))
 
-
 def must_render(root):
     """False if root holds this version of the toy already. Refuses a folder that is not the toy."""
     note = root / "TOY.txt"
@@ -192,7 +181,6 @@ def must_render(root):
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not the toy (it has no TOY.txt): move it away")
     return True
-
 
 def make_toy(root, identities=(160, 24, 60), processes=None):
     """Render the first ids of train, val and test (even numbers: pairs swap faces), always alike.

@@ -14,14 +14,12 @@ decides the split and where the face is. The official layout is read, and Kaggle
 A clip is `frames` consecutive frames around the face, resized once, to 9/8 of `size`. Training
 takes one clip and a random size x size window, evaluation evenly spaced clips and the centre.
 
-To use it elsewhere, copy this file:
+`python data.py` prints splits, labels and the places of clips. To use it elsewhere, copy this file:
 
     from data import FFPP, read_video
     videos = FFPP("FaceForensics++", "test", holdout="DF", frames=32, size=128, clips=4)
     clips, binary, multi = videos[0]                    # clips: uint8 (4, 3, 32, 128, 128), RGB
     clips, faces = read_video("my.mp4", frames=32, size=128, clips=4)    # of any video
-
-`python data.py` prints the splits, the labels, and how clips lie in a video.
 """
 import contextlib
 import hashlib
@@ -79,7 +77,7 @@ def replacing(path):
         yield temporary
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.save on a full disk
-        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from None
+        raise OSError(f"{path} could not be written: {str(error).partition(chr(10))[0]}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -49,7 +49,7 @@ def metrics(labels, scores):
     Raises ValueError without originals or fakes, or for a score that is not finite."""
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
     if not 0 < labels.sum() < len(labels) or not np.isfinite(scores).all():
-        raise ValueError("metrics need originals, fakes, and scores that have not diverged")
+        raise ValueError("metrics need originals, fakes and finite scores")
     alarms, hits = roc(labels, scores)
     true, false = hits[1:] * labels.sum(), alarms[1:] * (1 - labels).sum()
     right = (scores > 0.5) == labels
@@ -79,7 +79,6 @@ def wilson(share, n, z=1.96):
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return [max(0.0, middle - half), min(1.0, middle + half)]
 
-# --- Scoring ------------------------------------------------------------------------------------
 def progress(text, last):
     """A line on stderr, at most every five seconds and at the end."""
     if last or time.time() > progress.next:
@@ -129,6 +128,8 @@ def evaluate(encoder, classifier, loader, device="cpu"):
             clips = torch.cat([clips for clips, _ in readable])                  # (N, 3, T, H, W)
             vectors = torch.cat([encoder(part.to(device)).float() for part in clips.split(16)])
             fake = classifier(vectors).softmax(dim=1)[:, 1].cpu()                # (N,)
+            if not fake.isfinite().all():
+                raise ValueError("a score is not finite: these weights have diverged")
             sizes = [len(clips) for clips, _ in readable]
             parts = zip(readable, fake.split(sizes), vectors.cpu().split(sizes))
             for (_, row), scores, vector in parts:
@@ -185,7 +186,8 @@ def load(path):
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if content.get("config", content)["format"] == FORMAT:
+        config = content.get("config", content)
+        if config["format"] == FORMAT and config.keys() >= {"mode", "holdout", "seed", "changed"}:
             return content
     raise ValueError(f"{path} is missing, damaged, or not of this version of train.py")
 
@@ -334,12 +336,13 @@ def table(folder):
         changed = ", ".join(f"{name} {value}" for name, value in sorted(config["changed"].items()))
         rows = tables.setdefault((config["toy"], Path(config["data"]).name), {})
         runs = rows.setdefault((list(PAPER).index(config["mode"]), changed), {})
-        if (config["holdout"], config["seed"]) in runs:
-            raise ValueError(f"{path} is the same run as another one below {folder}")
+        key = config["holdout"], config["seed"]
+        if key in runs:
+            raise ValueError(f"{runs[key]['path']} and {path} are the same run")
         with open(path.with_name("log.csv"), newline="") as file:
             cosines = [float(value) for epoch in csv.DictReader(file)
                        for name, value in epoch.items() if name.startswith("cosine_") and value]
-        runs[config["holdout"], config["seed"]] = results["metrics"] | {"cosines": cosines}
+        runs[key] = results["metrics"] | {"cosines": cosines, "path": path}
     if not tables:
         raise FileNotFoundError(f"--table {folder}: no results.json below this folder")
     return "\n\n".join(one_table(*data, rows) for data, rows in sorted(tables.items()))
@@ -371,7 +374,6 @@ def mean_and_deviation(values, digits=".3g"):
     spread = f" ± {np.std(values, ddof=1):{digits}}" if len(values) > 1 else ""
     return f"{np.mean(values):{digits}}{spread}" if values else "-"
 
-# --- Pictures: BGR, white ground ----------------------------------------------------------------
 COLOURS = {"original": (60, 60, 60), "DF": (40, 40, 220), "F2F": (30, 140, 240),
            "FS": (200, 90, 30), "NT": (60, 160, 40)}
 

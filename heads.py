@@ -6,15 +6,13 @@
     ProjectionHead   "Inspired by MoCo v2, we use an MLP head after the encoder wherever
                      L_contrast is involved": one per contrastive stream, only for training
 
-To use them elsewhere, copy this file:
+`python heads.py` prints both. To use them elsewhere, copy this file:
 
     import torch
     from heads import Classifier, ProjectionHead
     embedding = torch.randn(4, 1024)
     logits = Classifier(1024, classes=2)(embedding)     # (4, 2)
     z = ProjectionHead(1024)(embedding)                 # (4, 128), rows of length 1
-
-`python heads.py` prints both with their shapes.
 """
 import torch
 from torch import nn

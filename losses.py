@@ -11,7 +11,7 @@ positives P_i, all other keys are its negatives N_i:
 It pulls an anchor towards its positives as a group, most towards the closest. (SupCon, Khosla et
 al. 2020, averages the logarithm over the positives and pulls towards each of them.)
 
-To use it elsewhere, copy this file:
+`python losses.py` works through one example. To use it elsewhere, copy this file:
 
     import torch
     from losses import multi_instance_info_nce
@@ -19,8 +19,6 @@ To use it elsewhere, copy this file:
     keys = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
     labels, key_labels = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 0])
     multi_instance_info_nce(z, labels, keys, key_labels).backward()
-
-`python losses.py` works through one example, step by step.
 """
 import torch
 

@@ -10,7 +10,7 @@ A training step ends with the keys, because Equation 1 uses those of "previous i
 
     loss from z and queue.keys  ->  optimiser step  ->  ema_update  ->  queue.enqueue(new keys)
 
-To use it elsewhere, copy this file:
+`python moco.py` shows a queue that fills and wraps. To use it elsewhere, copy this file:
 
     import copy, torch
     from moco import LabelQueue, ema_update
@@ -20,8 +20,6 @@ To use it elsewhere, copy this file:
     clips, labels = torch.randn(6, 8), torch.tensor([0, 1, 1, 0, 1, 1])
     ema_update(encoder, ema_encoder, m=0.999)           # after the optimiser's step
     queue.enqueue(ema_encoder(clips), labels)           # queue.keys (6, 4), queue.labels (6,)
-
-`python moco.py` shows a queue that fills and wraps.
 """
 import torch
 from torch import distributed as dist, nn

@@ -11,7 +11,7 @@ averaging turn a clip into one vector: the embedding, the input of all heads.
 The mean and std of the input and BatchNorm's eps are buffers: they belong to the weights, and are
 saved and loaded with them.
 
-To use it elsewhere, copy this file:
+`python s3d.py` prints each layer's shape and cost. To use it elsewhere, copy this file:
 
     import torch
     from s3d import S3D, load_pretrained
@@ -19,8 +19,6 @@ To use it elsewhere, copy this file:
     # load_pretrained(encoder, "kinetics400")     # or "coclr", or the path of a checkpoint
     clip = torch.randint(0, 256, (2, 3, 16, 64, 64), dtype=torch.uint8)
     embedding = encoder(clip)                     # (2, 1024)
-
-`python s3d.py` prints the layers: shapes, parameters and operations.
 """
 import pickle
 from pathlib import Path

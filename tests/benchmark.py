@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""How fast and how large, beside torchvision's S3D as it comes. A script for Linux and macOS, of
-about four minutes on two CPU cores: `python tests/benchmark.py`.
-
-The encoders live in a process each and take turns, so that a noisy machine is noisy for all; the
-first round warms up and does not count. With the two allocator variables, glibc keeps the memory
-that torch frees.
-"""
+"""How fast and how large, beside torchvision's S3D as it comes (not on Windows): about four minutes
+on two CPU cores. The encoders live in a process each and take turns, so that a noisy machine is
+noisy for all. With the two allocator variables, glibc keeps the memory that torch frees."""
 import contextlib
 import copy
-import importlib.util
 import multiprocessing
 import os
 import resource
@@ -28,7 +23,7 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
 import train
-from data import FFPP, MANIPULATIONS, SPLITS, crop_frame, list_videos
+from data import FFPP, MANIPULATIONS, SPLITS, list_videos
 from s3d import KINETICS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,18 +103,6 @@ def encoders(task):
         ours, theirs = latest["ours"][0], latest["torchvision"][0]
         print(f"  embeddings differ by {(ours - theirs).norm() / theirs.norm():.1e} of their norm")
 
-def pyav(path, seed):
-    """The clip that FFPP draws with this seed, read with PyAV."""
-    import av
-    torch.manual_seed(seed)
-    start = int(torch.rand(()) * (120 - FRAMES + 1))
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        container.seek(int(start / 25 / stream.time_base), stream=stream)
-        late = (f for f in container.decode(stream) if f.time * 25 > start - 0.5)
-        return [crop_frame(frame.to_ndarray(format="bgr24"), None, SIZE)
-                for _, frame in zip(range(FRAMES), late)]
-
 def reading(folder):
     for part in ("original", *MANIPULATIONS.values()):
         Path(folder, part).mkdir()
@@ -135,10 +118,9 @@ def reading(folder):
     writer.release()
     decoded, cached = (FFPP(folder, "train", "none", augment=False, cache=cache)
                        for cache in (None, f"{folder}/cache"))
-    peer = {"PyAV": partial(pyav, path)} if importlib.util.find_spec("av") else {}
     compare(f"{FRAMES} frames at random places of a video of 640 x 480, MPEG-4", {
-        **peer, "ours, from the cache": lambda seed: cached[0, seed],
-        "ours, decoded": lambda seed: decoded[0, seed]}, rounds=25)
+        "from the cache": lambda seed: cached[0, seed],
+        "decoded": lambda seed: decoded[0, seed]}, rounds=25)
 
 if __name__ == "__main__":
     print(f"{os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}, {DEVICE}; torch "

@@ -12,16 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--epochs", "2", "--batch-size", "4", "--size", "32", "--width", "0.125",
         "--queue-size", "10"]  # a run of seconds
 
-def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also tests that take many minutes")
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "long: runs only with --long")
-
-def pytest_runtest_setup(item):
-    if "long" in item.keywords and not item.config.getoption("--long"):
-        pytest.skip("needs --long")
-
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """A folder with a small toy in toy_ffpp/: 6 + 2 + 4 identities."""

@@ -68,12 +68,5 @@ def test_a_batch_that_cannot_be_shared_in_pairs_is_refused(monkeypatch, refused,
     monkeypatch.setenv("WORLD_SIZE", ranks)
     assert "--batch-size" in refused(toy, train.main, "--batch-size", batch)
 
-def test_half_of_each_share_is_original_and_the_shares_join_to_the_batch(toy):
-    videos = data.FFPP(toy / "toy_ffpp", "train", "DF", frames=8, size=32)
-    alone, *both = (list(data.EpochBatches(videos, 8, seed=1, rank=rank, ranks=ranks))
-                    for rank, ranks in ((0, 1), (0, 2), (1, 2)))
-    assert alone == [first + second for first, second in zip(*both, strict=True)]
-    assert all(sum(videos.binary[i] for i, _ in share) == 2 for share in both[0] + both[1])
-
 if __name__ == "__main__":
     process(sys.argv[1:])

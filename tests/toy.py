@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A toy FaceForensics++ for machines without the dataset: drawn talking heads, as real video files.
 
-A manipulation puts another picture into a region of the face, as the real ones do. It leaves three
-traces, which all four share with different strength: the skin loses its grain (resampling), the
-colour does not quite match, and the region moves on the head from frame to frame.
-
-The room behind the head must not tell the classes apart, or a network could learn the room. So the
-five videos of an identity share one normalisation, and all that the camera adds to the room is
-drawn per file, independent of the class.
+A manipulation puts another picture into a region of the face. It leaves three traces, in different
+strength: the skin loses its grain, the colour does not quite match, and the region moves on the
+head. The room must not tell the classes apart: the five videos of an identity share one
+normalisation, and what the camera adds to the room is drawn per file, whatever the class.
 """
 import os
 import sys
@@ -29,8 +26,7 @@ TRACES = {
     "DF": ((32, 38, 18, 21), 1.5, 0.80, 18, 0.2),  # the source's face, the target's expression
     "F2F": ((32, 46, 18, 16), 1.5, 0.85, 22, 0.3),  # the target's face, the source's expression
     "FS": ((32, 38, 17, 20), 0.4, 0.55, 26, 0.3),  # the source's face, cut out and pasted
-    "NT": ((32, 47, 17, 14), 1.5, 0.92, 24, 0.3),  # the target's mouth, re-rendered
-}
+    "NT": ((32, 47, 17, 14), 1.5, 0.92, 24, 0.3)}  # the target's mouth, re-rendered
 SHAPES = {"width": (19, 24), "eyes": (8.5, 11.5), "eye": (3, 4.2), "brow": (-10, 10),
           "nose": (5, 9), "mouth": (6.5, 10), "fringe": (6, 14)}
 Y, X = np.mgrid[:FACE, :FACE].astype(np.float32)
@@ -57,8 +53,7 @@ def draw_face(person, mouth, blink):
     image[:] = person["hair"]
 
     def put(x, y, rx, ry, colour, angle=0):
-        # In 1/16 pixel, which keeps motion smooth.
-        x, y, rx, ry = [max(1, int(16 * value)) for value in (x, y, rx, ry)]
+        x, y, rx, ry = [max(1, int(16 * v)) for v in (x, y, rx, ry)]  # smooth: 1/16 pixels
         cv2.ellipse(image, (x, y), (rx, ry), angle, 0, 360, colour.tolist(), -1, cv2.LINE_AA, 4)
 
     skin, width, eye, nose = person["skin"], person["width"], person["eye"], person["nose"]
@@ -145,8 +140,7 @@ def render_identity(job):
     blink = np.clip(1.5 - np.abs(np.arange(FRAMES) - rng.integers(FRAMES)) / 1.5, 0, 1)
     faces = [draw_face(me, *pose) for pose in zip(talk, blink)]
     reenacted = [draw_face(me, *pose) for pose in zip(other_talk, blink)]
-    # A face swap adapts the colours, but not fully.
-    transfer = np.float32(0.8 * (me["skin"] - other["skin"]))
+    transfer = np.float32(0.8 * (me["skin"] - other["skin"]))  # a swap adapts colours, not fully
     swapped = [draw_face(other, *pose) + transfer for pose in zip(talk, blink)]
     pasted = [draw_face(other, 0.5, shut) + transfer for shut in blink]
     donors = {"DF": swapped, "F2F": reenacted, "FS": pasted, "NT": reenacted}

@@ -20,7 +20,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -28,6 +27,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from data import (FFPP, MANIPULATIONS, SPLITS, UnreadableVideo, crop_frame, evenly, find_faces,
                   is_video, list_videos, read_clips, read_video, replacing, square)
+import cv2  # after data, which sets its log level
 from heads import Classifier
 from s3d import S3D, ConvBNReLU, FrameEncoder
 

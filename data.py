@@ -224,8 +224,8 @@ def find_faces(videos, file):
     """{name: face (x, y, w, h) or None} of videos {name: path}, from five frames of each. The JSON
     file keeps each face with the state of its video (path, size, time)."""
     known, keys = {}, {}
-    with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
-        known = json.loads(file.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
     for name, path in videos.items():
         keys[name] = str((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns))
 

@@ -39,7 +39,7 @@ MODES = {  # the rows of Table 2; bin_ce: does the classifier's gradient reach t
     "bin_ce_multi_ce": dict(init="coclr", bin_ce="grad", multi_ce=True),
     "bin_contrastive_multi_contrastive": dict(init="coclr", bin_ce="cut", bin_contrast=True,
                                               multi_contrast=True),
-    # The paper's point of comparison, EfficientNet-B7 on single frames
+    # The paper's point of comparison, EfficientNet-B7 on single frames (frames=1)
     "dfdc_winner": dict(init="imagenet", bin_ce="grad", clips=32, size=380),
 }
 HEADS = {"bin_ce": "bin_classifier", "bin_contrast": "bin_projection",

@@ -126,6 +126,7 @@ def clip_starts(length, frames, places):
     return [int(place * max(1, length - frames + 1)) for place in places]
 
 def evenly(clips):
+    """The places of `clips` evenly spaced clips."""
     return [(i + 0.5) / clips for i in range(clips)]
 
 def fill(clip, frames):
@@ -134,8 +135,9 @@ def fill(clip, frames):
     return [clip[order[i % len(order)]] for i in range(frames)]
 
 def read_clips(path, frames, places, prepare, finish):
-    """The clips at `places` in one forward pass: [finish([prepare(frame), ...]), ...]. Where the
-    header's number of frames is wrong, a second pass uses the true one. Raises UnreadableVideo."""
+    """The clips at `places` in one forward pass: [finish([prepare(frame), ...]), ...], so that only
+    prepared frames (crops) are held. Where the header's number of frames is wrong, a second pass
+    uses the true one. Raises UnreadableVideo."""
     length = int(open_video(path).get(cv2.CAP_PROP_FRAME_COUNT))
     for _ in range(2):
         ends = [start + min(frames, length) for start in clip_starts(length, frames, places)]

@@ -20,6 +20,9 @@ takes one clip and a random size x size window, evaluation evenly spaced clips a
     videos = FFPP("FaceForensics++", "test", holdout="DF", frames=32, size=128, clips=4)
     clips, binary, multi = videos[0]                    # clips: uint8 (4, 3, 32, 128, 128), RGB
     clips, faces = read_video("my.mp4", frames=32, size=128, clips=4)    # of any video
+
+To train, give a DataLoader batch_sampler=EpochBatches(FFPP(..., "train", ...), 16), and set its
+`epoch` before each epoch.
 """
 import contextlib
 import hashlib
@@ -71,7 +74,7 @@ class UnreadableVideo(ValueError):
 @contextlib.contextmanager
 def replacing(path):
     """A temporary path that becomes `path` at the end: nobody sees half a file. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -118,8 +121,8 @@ def frames_of(video):
     aspect = video.get(cv2.CAP_PROP_SAR_NUM) / max(1, video.get(cv2.CAP_PROP_SAR_DEN))
     with contextlib.suppress(cv2.error):  # a damaged video ends here
         while (read := video.read())[0]:
-            known = aspect not in (0, 1)
-            yield cv2.resize(read[1], None, fx=aspect, fy=1) if known else read[1]
+            wrong = aspect and abs(aspect - 1) > 0.01  # 0: unknown; 1280:1281 would only blur
+            yield cv2.resize(read[1], None, fx=aspect, fy=1) if wrong else read[1]
 
 def clip_starts(length, frames, places):
     """The first frames of clips in a video of `length` frames; places are in [0, 1)."""
@@ -337,8 +340,9 @@ class EpochBatches(Sampler):
         self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
         self.balance, self.rank, self.ranks = balance, rank, ranks
         self.clips = 2 * sum(dataset.binary) if balance == "binary" else len(dataset)
-        if self.clips < batch_size:
-            raise ValueError(f"--batch-size {batch_size}: an epoch has {self.clips} clips")
+        if self.clips < batch_size or batch_size % (2 * ranks):
+            raise ValueError(f"--batch-size {batch_size}: expected a multiple of {2 * ranks}, at "
+                             f"most the {self.clips} clips of an epoch")
 
     def __len__(self):
         return self.clips // self.batch_size

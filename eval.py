@@ -220,7 +220,7 @@ def device(name):
     try:
         torch.zeros(1, device=name).item()
         return name
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise argparse.ArgumentTypeError(f"{name}: {str(error).splitlines()[0]}") from None
 
 def sentence(error):
@@ -241,7 +241,7 @@ def face_boxes(config, targets):
     with contextlib.suppress(Exception):
         boxes = json.loads(Path(crop).read_text(encoding="utf-8"))
         boxes = {target: box and tuple(map(round, box)) for target, box in boxes.items()}
-        if all(box is None or len(box) == 4 and min(box[2:]) > 0 for box in boxes.values()):
+        if all(len(t) == 3 and (not b or len(b) == 4 and min(b[2:]) > 0) for t, b in boxes.items()):
             return boxes
     raise ValueError(f'--crop {crop}: expected face, frame, or a JSON file of boxes in pixels like '
                      '{"000": [x, y, width, height], "001": null}')
@@ -289,6 +289,8 @@ def score_others(args, encoder, classifier, config):
     if args.real:
         videos += [(path, "original", 0) for path in videos_below(args.real)]
         videos += [(path, "fake", 1) for path in videos_below(args.fake)]
+        if len({path.resolve() for path, _, _ in videos}) < len(videos):
+            raise ValueError(f"--real {args.real} and --fake {args.fake} share videos")
     loader = video_loader(OwnVideos(videos, config, clips), args.workers)
     videos, unreadable, _ = evaluate(encoder, classifier, loader, args.device)
     found = {"videos": videos, "unreadable": unreadable}
@@ -303,19 +305,17 @@ def score_others(args, encoder, classifier, config):
         print(*metric_lines(found["metrics"]), f"every video's score: {out}", sep="\n")
         return not unreadable
     for number, video in enumerate(videos, 1):
-        path = Path(args.out or "video_scores", f"{number}_{Path(video['path']).stem[:80]}.png")
+        path = Path(args.out or "video_scores", f"{number}_{Path(video['path']).stem[:40]}.png")
         save(strip(video, config["frames"]), path)
         video |= {"spread": float(np.std(video["clips"])), "picture": str(path)}
         if not args.json:
             what = "face in" if config["crop"] == "face" else "scored"
             print(f"{video['path']}: fake score {video['score']:.3f}, spread {video['spread']:.3f},"
                   f" {what} {len(video['clips'])} of {clips} clips, {path}")
-    data = "TOY drawings" if config["toy"] else "FaceForensics++"
-    note = f"A research model trained on {data} ({config['mode']}): its score is not a verdict."
+    note = f"A research model{', trained on a TOY' * config['toy']}: its score is not a verdict."
     print(json.dumps(found | {"note": note}, indent=1) if args.json else note)
     return not unreadable
 
-# --- Tables 2 and 3 -----------------------------------------------------------------------------
 PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as Table 3 prints it
     "baseline": ("Baseline (S3D)", 76.08, 66.08, 75.12, 69.18, 71.62),
     "bin_ce": ("Binary CE", 80.08, 73.44, 79.30, 75.78, 77.15),
@@ -434,7 +434,7 @@ def pictures(results, embeddings, out):
         cv2.circle(canvas, place(*point), 4, COLOURS[video["class"]], filled, cv2.LINE_AA)
     save(canvas, out / PICTURES[2])
     canvas, place = chart(f"{title}ROC", "false positive rate", "true positive rate", legend)
-    for name in MANIPULATIONS:
+    for name in {v["class"] for v in videos} & MANIPULATIONS.keys():
         chosen = [v for v in videos if v["class"] in ("original", name)]
         labels, scores = (np.array([v[key] for v in chosen]) for key in ("label", "score"))
         curve = np.array([place(x, y) for x, y in zip(*roc(labels, scores))])

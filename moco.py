@@ -19,7 +19,8 @@ A training step ends with the keys, because Equation 1 uses those of "previous i
     queue = LabelQueue(size=16, dim=4)
     clips, labels = torch.randn(6, 8), torch.tensor([0, 1, 1, 0, 1, 1])
     ema_update(encoder, ema_encoder, m=0.999)           # after the optimiser's step
-    queue.enqueue(ema_encoder(clips), labels)           # queue.keys (6, 4), queue.labels (6,)
+    keys = torch.nn.functional.normalize(ema_encoder(clips), dim=1)
+    queue.enqueue(keys, labels)                         # queue.keys (6, 4), queue.labels (6,)
 """
 import torch
 from torch import distributed as dist, nn
@@ -63,7 +64,7 @@ class LabelQueue(nn.Module):
         With torch.distributed, every rank adds the keys of all ranks in rank order, so that all
         queues stay equal; each must bring the same B. Raises ValueError for other shapes.
         """
-        if keys.shape[1:] != self.slots.shape[1:] or len(keys) != len(labels):
+        if keys.shape[1:] != self.slots.shape[1:] or labels.shape != keys.shape[:1]:
             raise ValueError(f"expected keys (B, {self.slots.shape[1]}) and labels (B,), "
                              f"got {tuple(keys.shape)} and {tuple(labels.shape)}")
         keys, labels = gather(keys), gather(labels)

@@ -117,7 +117,7 @@ def open_video(path):
     return cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
 def frames_of(video):
-    """The frames from here to the end, BGR uint8 (H, W, 3), with square pixels."""
+    """The remaining frames, BGR uint8 (H, W, 3), with square pixels."""
     aspect = video.get(cv2.CAP_PROP_SAR_NUM) / max(1, video.get(cv2.CAP_PROP_SAR_DEN))
     with contextlib.suppress(cv2.error):  # a damaged video ends here
         while (read := video.read())[0]:
@@ -125,7 +125,7 @@ def frames_of(video):
             yield cv2.resize(read[1], None, fx=aspect, fy=1) if wrong else read[1]
 
 def clip_starts(length, frames, places):
-    """The first frames of clips in a video of `length` frames; places are in [0, 1)."""
+    """The index of each clip's first frame in a video of `length` frames; places are in [0, 1)."""
     return [int(place * max(1, length - frames + 1)) for place in places]
 
 def evenly(clips):
@@ -137,7 +137,7 @@ def fill(clip, frames):
     order = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     return [clip[order[i % len(order)]] for i in range(frames)]
 
-def read_clips(path, frames, places, prepare, finish):
+def read_clips(path, frames, places, finish=list, prepare=np.asarray):
     """The clips at `places` in one forward pass: [finish([prepare(frame), ...]), ...], so that only
     prepared frames (crops) are held. Where the header's number of frames is wrong, a second pass
     uses the true one. Raises UnreadableVideo."""
@@ -165,7 +165,7 @@ def read_clip(path, frames, place):
         clip = list(islice(frames_of(video), frames))
         if clip and len(clip) >= min(frames, length) > 0:
             return fill(clip, frames)
-    return read_clips(path, frames, [place], prepare=np.asarray, finish=list)[0]
+    return read_clips(path, frames, [place])[0]
 
 def read_video(path, frames, size, clips, crop="face"):
     """Any video as evaluation sees it: (clips uint8 (N, 3, T, size, size), RGB; faces).
@@ -180,11 +180,11 @@ def read_video(path, frames, size, clips, crop="face"):
         if face is None:
             return "no face was found", None
         if frames > 1 and all(np.array_equal(frame, clip[0]) for frame in clip):
-            return ("the frames do not change: a still picture, or interlaced video, which this "
-                    "OpenCV cannot convert"), None
+            return ("the frames do not change: a still picture, or interlaced video that OpenCV "
+                    "cannot decode"), None
         return face, to_tensor(crop_frame(frame, face, size) for frame in clip)
 
-    found = read_clips(path, frames, evenly(clips), prepare=np.asarray, finish=finish)
+    found = read_clips(path, frames, evenly(clips), finish)
     pixels = [clip for _, clip in found if clip is not None]
     if not pixels:
         raise UnreadableVideo(f"{path}: {found[0][0]}")
@@ -236,7 +236,7 @@ def find_faces(videos, file):
 
     def search(name):
         with contextlib.suppress(UnreadableVideo):  # not kept: it may be downloaded again
-            clips = read_clips(videos[name], 1, evenly(5), prepare=np.asarray, finish=list)
+            clips = read_clips(videos[name], 1, evenly(5))
             known[keys[name]] = find_face([picture for picture, in clips])
 
     missing = [name for name in videos if keys[name] not in known]
@@ -248,8 +248,8 @@ def find_faces(videos, file):
                     temporary.write_text(json.dumps(known.copy()), encoding="utf-8")
     found = {name: known.get(key, (None, 0)) for name, key in keys.items()}
     numbers = [number for _, number in found.values()]
-    print(f"faces: {numbers.count(0)} of {len(numbers)} videos show none (the centre is read), "
-          f"{sum(n > 1 for n in numbers)} show several (the largest is read)")
+    print(f"faces: {numbers.count(0)} of {len(numbers)} videos without one (the centre is read), "
+          f"{sum(n > 1 for n in numbers)} with several (the largest is read)")
     return {name: face and tuple(face) for name, (face, _) in found.items()}
 
 class FFPP(Dataset):

@@ -139,7 +139,7 @@ def evaluate(encoder, classifier, loader, device="cpu"):
         progress(f"scored {done}/{len(loader.dataset)} videos", last=done == len(loader.dataset))
     return videos, unreadable, embeddings
 
-def headline(config):
+def tested_manipulations(config):
     """The manipulations of the test: the held-out one, or all if none is."""
     return list(MANIPULATIONS) if config["holdout"] == "none" else [config["holdout"]]
 
@@ -154,7 +154,7 @@ def test(encoder, classifier, config, dataset, device="cpu", workers=0):
     """The test of what load_checkpoint returns: (the content of results.json, embeddings)."""
     loader = video_loader(dataset, workers)
     videos, unreadable, embeddings = evaluate(encoder, classifier, loader, device)
-    held_out = headline(config)
+    held_out = tested_manipulations(config)
     seen = {v["class"] for v in videos} - {"original", *held_out}
     names = ("data", "compression", "clips", "frames", "size", "crop")
     return {"config": config, "protocol": {name: config[name] for name in names},
@@ -166,7 +166,7 @@ def report(results):
     """The results as a few lines of text."""
     config, classes = results["config"], [v["class"] for v in results["videos"]]
     toy = " [TOY: says nothing about real deepfakes]" if config["toy"] else ""
-    reals, fakes = classes.count("original"), sum(map(classes.count, headline(config)))
+    reals, fakes = classes.count("original"), sum(map(classes.count, tested_manipulations(config)))
     title = f"test of {config['mode']}, {config['holdout']} held out{toy}"
     lines = [f"{title}: {reals} originals, {fakes} fakes", *metric_lines(results["metrics"])]
     lines += [f"  {name}, seen in training: accuracy {100 * found['accuracy']:.1f} %, AUC "
@@ -258,7 +258,7 @@ class OwnVideos(FFPP):
     def __init__(self, videos, config, clips):
         self.videos, self.clips, self.config = videos, clips, config
         if config["crop"] not in ("face", "frame"):
-            raise ValueError(f"{config['crop']} of the training has no boxes for other videos")
+            raise ValueError(f"trained with the boxes in {config['crop']}: none for other videos")
 
     def __getitem__(self, index):
         path, _, label = self.videos[index]
@@ -300,8 +300,8 @@ def score_others(args, encoder, classifier, config):
         save(found, out)
         for name in ("original", "fake"):
             chosen = [v for v in videos if v["class"] == name]
-            faces, places = (sum(len(v[key]) for v in chosen) for key in ("clips", "faces"))
-            print(f"{name}: {len(chosen)} videos, {faces} of {places} clips scored (show a face)")
+            scored, total = (sum(len(v[key]) for v in chosen) for key in ("clips", "faces"))
+            print(f"{name}: {len(chosen)} videos, {scored} of {total} clips scored")
         print(*metric_lines(found["metrics"]), f"every video's score: {out}", sep="\n")
         return not unreadable
     for number, video in enumerate(videos, 1):
@@ -340,9 +340,11 @@ def table(folder):
         if key in runs:
             raise ValueError(f"{runs[key]['path']} and {path} are the same run")
         with open(path.with_name("log.csv"), newline="") as file:
-            cosines = [float(value) for epoch in csv.DictReader(file)
-                       for name, value in epoch.items() if name.startswith("cosine_") and value]
-        runs[key] = results["metrics"] | {"cosines": cosines, "path": path}
+            cosines = [[float(value) for name, value in epoch.items()
+                        if name.startswith("cosine_") and value] for epoch in csv.DictReader(file)]
+        half = len(cosines) // 2
+        runs[key] = results["metrics"] | {"path": path, "early": sum(cosines[:half], []),
+                                          "late": sum(cosines[half:], [])}
     if not tables:
         raise FileNotFoundError(f"--table {folder}: no results.json below this folder")
     return "\n\n".join(one_table(*data, rows) for data, rows in sorted(tables.items()))
@@ -350,7 +352,7 @@ def table(folder):
 def one_table(toy, data, rows):
     title = "TOY: says nothing about real deepfakes" if toy else f"FaceForensics++ ({data})"
     lines = [f"### {title}\n\nAccuracy in %, mean ± standard deviation (number of seeds)"
-             f"{'' if toy else ' [the paper]'}; cosine of gradients over all epochs and pairs\n",
+             f"{'' if toy else ' [the paper]'}; cosine in the first, then second half of epochs\n",
              f"| Type of training | {' | '.join(MANIPULATIONS)} | average | AUC | cosine |",
              "|---" * 8 + "|"]
     for (row, changed), runs in sorted(rows.items()):
@@ -364,7 +366,8 @@ def one_table(toy, data, rows):
             cells.append(f"{np.mean(means):.1f}" if len(means) == 4 else "-")
         if not toy and not changed:
             cells[:5] = [f"{ours} [{theirs:.2f}]" for ours, theirs in zip(cells, paper)]
-        cells.append(mean_and_deviation(sum((run["cosines"] for run in runs.values()), []), ".2f"))
+        halves = [sum((run[half] for run in runs.values()), []) for half in ("early", "late")]
+        cells.append(", then ".join(mean_and_deviation(h, ".2f") for h in halves if h) or "-")
         label += f" [{changed}]" if changed else ""
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -404,13 +407,14 @@ def chart(title, x_label, y_label, legend):
     return canvas, lambda x, y: (round(60 + 500 * x), round(540 - 500 * y))
 
 def tile(video, caption, place=0.5):
-    """A frame of a scored video, for a sheet."""
-    (frame,), = read_clips(Path(video["path"]), 1, [place], prepare=np.asarray, finish=list)
+    """The centre square of a frame of a scored video, for a sheet."""
+    (frame,), = read_clips(Path(video["path"]), 1, [place])
     return crop_frame(frame, None, 150)[..., ::-1], caption
 
 def pictures(results, embeddings, out):
     """classes.png (Figure 3), mistakes.png (Figure 4), map.png and roc.png of a test."""
-    config, videos, held_out = results["config"], results["videos"], headline(results["config"])
+    config, videos = results["config"], results["videos"]
+    held_out = tested_manipulations(config)
     title = f"{'TOY: ' if config['toy'] else ''}{config['mode']}, {config['holdout']} held out: "
     target = Path(videos[0]["path"]).stem
     five = {v["class"]: v for v in videos if Path(v["path"]).stem.split("_")[0] == target}
@@ -444,8 +448,7 @@ def pictures(results, embeddings, out):
 def strip(video, frames):
     """The middle frames of the clips, with their squares and scores."""
     places, scores, tiles = evenly(len(video["faces"])), iter(video["clips"]), []
-    middles = read_clips(Path(video["path"]), frames, places, prepare=np.asarray,
-                         finish=lambda clip: clip[frames // 2])
+    middles = read_clips(Path(video["path"]), frames, places, lambda clip: clip[frames // 2])
     for place, face, frame in zip(places, video["faces"], middles):
         score = "not scored"
         if not isinstance(face, str):
@@ -456,9 +459,7 @@ def strip(video, frames):
     return sheet({title + " " * i: tiles[i:i + 8] for i in range(0, len(tiles), 8)})
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(
-        usage="python eval.py runs/<run>/best.pt [flags], or python eval.py --table runs",
-        allow_abbrev=False)
+    parser = argparse.ArgumentParser(usage="eval.py runs/.../best.pt [flags]", allow_abbrev=False)
     flag, what = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     flag("checkpoint", nargs="?", help="best.pt or last.pt of a run")
     what("--pictures", action="store_true", help="classes, mistakes, map and ROC curves as PNG")
@@ -509,12 +510,11 @@ def run(args):
 def main(argv=None):
     args = parse(argv)
     try:
-        complete = run(args)
+        sys.exit(0 if run(args) else 1)
     except (OSError, ValueError) as error:
         sys.exit(f"eval.py: {sentence(error)}")
     except KeyboardInterrupt:
         sys.exit("eval.py: interrupted")
-    sys.exit(0 if complete else 1)
 
 if __name__ == "__main__":
     main()

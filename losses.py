@@ -29,9 +29,9 @@ def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
     keys (K, D)    the queue, L2-normalised, from the EMA encoder; they receive no gradient
     labels (B,), key_labels (K,)    integers
 
-    An anchor without a positive is left out, since its numerator would be log 0. If no anchor is
-    left (at the first step the queue is empty), loss and gradient are 0. Raises ValueError if
-    the shapes do not match or the temperature is not positive.
+    An anchor without a positive is left out: its numerator is 0, and log 0 is undefined. If no
+    anchor is left (at the first step the queue is empty), loss and gradient are 0. Raises
+    ValueError if the shapes do not match or the temperature is not positive.
     """
     if (z.ndim != 2 or keys.ndim != 2 or z.shape[1] != keys.shape[1]
             or labels.shape != z.shape[:1] or key_labels.shape != keys.shape[:1]):
@@ -45,13 +45,13 @@ def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
         positive = labels[:, None] == key_labels[None, :]                 # (B, K): P_i as a mask
         has_positive = positive.any(dim=1)                                # (B,)
         if not has_positive.any():
-            return z[:0].sum()
+            return z[:0].sum()                                            # 0, and so its gradient
         z, positive = z[has_positive], positive[has_positive]
         similarity = z @ keys.T / temperature                             # z_i . z_j / tau
         # logsumexp subtracts the maximum first: exp alone overflows or becomes 0 at a small tau.
-        numerator = similarity.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
-        denominator = similarity.logsumexp(dim=1)                         # P_i and N_i: every key
-        return (denominator - numerator).mean()
+        log_numerator = similarity.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
+        log_denominator = similarity.logsumexp(dim=1)                     # P_i and N_i: every key
+        return (log_denominator - log_numerator).mean()
 
 def unit_vectors(degrees):
     """Points on the unit circle at these angles: (N,) -> (N, 2)."""

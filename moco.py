@@ -39,7 +39,7 @@ class LabelQueue(nn.Module):
     """The last `size` keys with their labels; a module, so that checkpoints include it.
 
     keys (filled, dim) and labels (filled,) are copies, in no particular order. It starts empty
-    (MoCo's starts full of random vectors, which act as false negatives)."""
+    (MoCo's starts full of random vectors: keys of no clip)."""
 
     def __init__(self, size, dim):
         super().__init__()

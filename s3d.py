@@ -30,7 +30,7 @@ from torchvision import models
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of CoCLR's input
 KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # of torchvision's S3D
-MIN_FRAMES, MIN_SIZE = 5, 17  # pooling leaves nothing of smaller clips; train on 8 frames or more
+MIN_FRAMES, MIN_SIZE = 5, 17  # smaller clips vanish in the poolings; train on 8 frames or more
 
 class ConvBNReLU(nn.Sequential):
     def __init__(self, inputs, outputs, kernel, stride=(1, 1, 1)):
@@ -69,7 +69,7 @@ class S3D(nn.Module):
         def scaled(*channels):
             return [max(1, round(c * width)) for c in channels]
 
-        def inception(*channels):  # takes what the layer before it puts out
+        def inception(*channels):  # its input is the previous layer's output
             b0, b1_mid, b1, b2_mid, b2, b3 = scaled(*channels)
             inputs, self.dim = self.dim, b0 + b1 + b2 + b3
             return Inception(inputs, b0, b1_mid, b1, b2_mid, b2, b3)
@@ -163,7 +163,7 @@ COCLR_NAMES = {"branch0.0.conv": "branch0.conv", "branch0.0.bn": "branch0.bn", "
 
 def load_pretrained(model, source):
     """Load pre-trained weights into an S3D: "kinetics400" (torchvision's supervised ones, for the
-    paper's Baseline), "coclr" (self-supervised, for its other cases), or from the path of a CoCLR
+    paper's Baseline), "coclr" (self-supervised, for its other cases), or the path of a CoCLR
     checkpoint, a torchvision S3D or a checkpoint of train.py.
 
     Their input's mean and std and BatchNorm's eps come along. Raises FileNotFoundError, ValueError

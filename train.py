@@ -94,8 +94,10 @@ def training_step(nets, args, optimizer, scaler, clip, y_bin, y_multi, cosines=F
     with autocast:
         losses, z = compute_losses(nets, args, clip, y_bin, y_multi)  # Figure 2
     measured = log_values(losses, z)
-    for (a, b), cosine in gradient_cosines(losses, nets["encoder"]).items() if cosines else ():
-        measured[f"cosine_{a}_{b}"] = cosine
+    if cosines:  # fp16 gradients need their scale
+        losses_at_scale = {name: scaler.scale(loss) for name, loss in losses.items()}
+        found = gradient_cosines(losses_at_scale, nets["encoder"])
+        measured |= {f"cosine_{a}_{b}": cosine for (a, b), cosine in found.items()}
     optimizer.zero_grad()
     scaler.scale(sum(losses.values())).backward()                     # all loss weights are 1
     average_gradients(nets)                                           # over torchrun's processes
@@ -131,9 +133,9 @@ def enqueue_keys(nets, args, clip, y_bin, y_multi):
     if args.multi_contrast:
         nets["multi_queue"].enqueue(nets["ema_multi_projection"](embedding), y_multi)
 
-def encoder_gradients(losses, encoder):
-    """{loss: its gradient at the encoder, one flat vector}, if it reaches it. Keeps the graph."""
-    weights = [p for p in encoder.parameters() if p.requires_grad]
+def gradients_at(net, losses):
+    """{loss: its gradient at net, one flat vector} of the losses that reach it. Keeps the graph."""
+    weights = [p for p in net.parameters() if p.requires_grad]
     found = {}
     for name, loss in losses.items() if weights else ():
         gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
@@ -145,13 +147,13 @@ def gradient_cosines(losses, encoder):
     """{(loss, loss): cosine of their gradients at the encoder}, None where one is zero (empty
     queue). The paper's "conflicting gradients" (3.2) would be below 0."""
     cosines = {}
-    for (a, x), (b, y) in itertools.combinations(encoder_gradients(losses, encoder).items(), 2):
+    for (a, x), (b, y) in itertools.combinations(gradients_at(encoder, losses).items(), 2):
         norms = x.norm() * y.norm()
-        cosines[a, b] = (x @ y / norms).item() if norms > 0 else None
+        cosines[a, b] = (x @ y / norms).item() if 0 < norms < math.inf else None
     return cosines
 
 def log_values(losses, z):
-    """The losses, which must be finite, and the mean cosine between anchors (at 1: collapsed)."""
+    """For log.csv: the losses, and the mean cosine of all pairs of anchors (1: collapsed)."""
     measured = {f"loss_{name}": loss.item() for name, loss in losses.items()}
     if not all(map(math.isfinite, measured.values())):
         raise FloatingPointError(f"{measured}: stopped before this step; a smaller --lr may help")
@@ -160,7 +162,7 @@ def log_values(losses, z):
 
 def explain(nets, args, loader, batches=20):
     """--explain: how strong is each loss's gradient at its head and at the encoder, and do the
-    losses agree there? One more batch comes first, to fill the queues."""
+    losses agree there? One more batch comes first: the queues must not be empty."""
     rows, endless = [], itertools.chain.from_iterable(itertools.repeat(loader))
     nets.train()
     for number, batch in enumerate(itertools.islice(endless, batches + 1)):
@@ -168,10 +170,9 @@ def explain(nets, args, loader, batches=20):
         if number:
             losses, _ = compute_losses(nets, args, *batch)
             rows.append(gradient_cosines(losses, nets["encoder"]))
-            for name, net in itertools.product(losses, nets):
-                if net in (HEADS[name], "encoder"):
-                    for gradient in encoder_gradients({name: losses[name]}, nets[net]).values():
-                        rows[-1][name, net] = gradient.norm().item()
+            for net in ("encoder", *(HEADS[name] for name in losses)):
+                for name, gradient in gradients_at(nets[net], losses).items():
+                    rows[-1][name, net] = gradient.norm().item()
         enqueue_keys(nets, args, *batch)
     means = {key: evaluation.mean_and_deviation([row[key] for row in rows]) for key in rows[0]}
     print(f"\nmean ± standard deviation over {len(rows)} batches of {len(batch[0])} clips\n"
@@ -183,7 +184,7 @@ def explain(nets, args, loader, batches=20):
         print(f"cosine of L_{a} and L_{b} at the encoder: {means[a, b]}")
 
 def train(args, resume):
-    """Train and test one run. Of several processes, the first one alone prints and writes."""
+    """Train and test one run. Of several processes, the first alone prints and saves results."""
     out = Path(args.out)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(args.seed)
@@ -213,8 +214,7 @@ def train(args, resume):
     if args.explain:
         return explain(nets, args, loader)
     config = {name: value for name, value in vars(args).items() if name not in ACTIONS}
-    versions = {name: str(sys.modules[name].__version__) for name in ("torch", "torchvision")}
-    config |= {"format": evaluation.FORMAT, "versions": versions}
+    config |= {"format": evaluation.FORMAT, "torch": str(torch.__version__)}
     if not args.rank:
         for name in RUN_FILES if args.overwrite else ():
             (out / name).unlink(missing_ok=True)
@@ -305,8 +305,7 @@ def number(kind, least, most=1e9):
 def parse(argv=None):
     parser = argparse.ArgumentParser(
         usage="python train.py [--mode MODE] [--holdout NAME] [--data FF++] [flags]",
-        description=f"Train one case of the paper. With --data toy other defaults apply: {TOY}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter, add_help=False, allow_abbrev=False)
     flag, count = parser.add_argument, number(int, 1)
     switch = dict(action=argparse.BooleanOptionalAction, default=False)
     flag("--mode", choices=MODES, default="bin_contrastive", help="sets the next five flags")
@@ -317,7 +316,7 @@ def parse(argv=None):
     flag("--init", default="coclr", help="coclr, kinetics400, imagenet, random or a path")
     flag("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="kept for the test")
     flag("--data", default="toy", help="the folder of FF++, or toy, which is drawn into toy_ffpp/")
-    flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="FF++'s")
+    flag("--compression", choices=("c0", "raw", "c23", "c40"), default="c23", help="of FF++")
     flag("--crop", default="face", help="face, frame (the centre), or a JSON file of boxes")
     flag("--cache", metavar="DIR", help="keeps cropped frames: each video is decoded only once")
     flag("--frames", type=count, default=32, help="consecutive frames in a clip")
@@ -325,23 +324,24 @@ def parse(argv=None):
     flag("--clips", type=count, default=4, help="clips per video in validation and test")
     flag("--balance", choices=("binary", "none"), default="binary", help="originals : fakes, 1 : 1")
     flag("--augment", **switch | {"default": True}, help="random window, flip and colours")
-    flag("--workers", type=number(int, 0), default=min(8, os.cpu_count()), help="that read videos")
+    flag("--workers", type=number(int, 0), default=min(8, os.cpu_count()), help="video readers")
     flag("--epochs", type=count, default=30, help="passes over the training set")
     flag("--batch-size", type=number(int, 2), default=16, help="clips of all processes together")
-    flag("--lr", type=number(float, 1e-12), default=1e-4, help="AdamW's; warm-up, then cosine")
+    flag("--lr", type=number(float, 1e-12), default=1e-4, help="AdamW's highest rate")
     flag("--queue-size", type=count, default=2048, help="keys in each queue")
     flag("--temperature", type=number(float, 1e-6), default=0.07, help="tau of Equation 1")
     flag("--momentum", type=number(float, 0, 1), default=0.999, help="of the EMA networks")
     flag("--width", type=number(float, 0.01, 9), default=1.0, help="scales S3D's channels")
     flag("--seed", type=number(int, 0), default=0, help="random seed")
     flag("--device", type=evaluation.device, default=evaluation.DEVICE, help="cpu, cuda, mps")
-    flag("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="on CUDA bf16")
+    flag("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks")
     flag("--threads", type=number(int, 0), default=0, help="CPU threads; 0: torch's choice")
     flag("--out", metavar="DIR", help="the run's folder; None: runs/<mode>_<holdout>_seed<seed>")
     flag("--resume", action="store_true", help="continue after the last complete epoch in --out")
     flag("--overwrite", action="store_true", help="start again, and delete the run in --out")
-    flag("--explain", action="store_true", help="print gradients only (of a run: --resume)")
+    flag("--explain", action="store_true", help="gradients only; with --resume, of a run")
     known, _ = parser.parse_known_args(argv)
+    flag("-h", "--help", action="help", help="with the defaults of the --mode and --data given")
     toy = known.data in ("toy", "toy_ffpp") or Path(known.data, "TOY.txt").is_file()
     single = known.mode == "dfdc_winner"
     more = (TOY if toy else {}) | ({"frames": 1} if single else {})
@@ -351,7 +351,7 @@ def parse(argv=None):
     if single and args.init not in ("imagenet", "random"):
         parser.error(f"--init {args.init}: dfdc_winner starts from imagenet or random")
     if not single and args.frames < 8:
-        parser.error(f"--frames {args.frames}: at least 8; fewer corrupt memory on AVX-512 CPUs")
+        parser.error(f"--frames {args.frames}: at least 8 (fewer crash PyTorch on AVX-512 CPUs)")
     args.rank, args.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if args.batch_size % (2 * args.ranks):
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {2 * args.ranks}")
@@ -360,16 +360,14 @@ def parse(argv=None):
                     if name not in who and value != parser.get_default(name)}
     args.toy, args.data = toy, "toy_ffpp" if args.data == "toy" else args.data
     args.out = args.out or f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
-    if args.device == "cuda" and args.ranks > 1:
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     return args
 
 def main(argv=None):
     args = parse(argv)
     try:
         if args.ranks > 1:
-            if args.device.startswith("cuda"):
-                torch.cuda.set_device(args.device)
+            if args.device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group(timeout=timedelta(hours=2))
         if args.rank:
             sys.stdout = open(os.devnull, "w")
@@ -379,6 +377,8 @@ def main(argv=None):
         state = [None if args.rank else state_of(args)]
         if args.ranks > 1:
             dist.broadcast_object_list(state)
+        if args.explain and args.resume and state[0] == "new":
+            raise ValueError(f"--explain --resume: there is no last.pt in {args.out}")
         if state[0] != "finished":
             train(args, resume=args.resume and state[0] == "unfinished")
     except (OSError, ValueError, FloatingPointError) as error:

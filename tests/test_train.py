@@ -235,7 +235,8 @@ def test_an_unreadable_video_stops_training_but_no_evaluation(toy, refused, tmp_
 @pytest.mark.parametrize("flag, value", [
     ("--holdout", "Deepfakes"), ("--epoch", "3"), ("--frames", "7"), ("--size", "16"),
     ("--batch-size", "7"), ("--batch-size", "1000"), ("--workers 0 --batch-size 4 --lr", "1e9"),
-    ("--data", "no/folder"), ("--init", "x.pt"), ("--mode dfdc_winner --init", "coclr")])
+    ("--explain", "--resume"), ("--data", "no/folder"), ("--init", "x.pt"),
+    ("--mode dfdc_winner --init", "coclr")])
 def test_a_mistake_is_one_sentence_that_names_the_flag_or_the_file(refused, toy, flag, value):
     sentence = refused(toy, train.main, *flag.split(), value, "--out", "runs/mistake")
     assert flag.split()[-1] in sentence or value in sentence
@@ -243,8 +244,9 @@ def test_a_mistake_is_one_sentence_that_names_the_flag_or_the_file(refused, toy,
 def test_help_fits_two_screens_and_names_every_flag(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
-        train.parse(["--help"])
+        train.parse(["--help", "--mode", "bin_ce", "--data", "FF"])
     lines = capsys.readouterr().out.splitlines()
+    assert {"grad)", "30)"} <= set(" ".join(lines).split())  # the defaults of --mode and --data
     assert sum(1 + len(line) // 81 for line in lines) <= 100
     named = {line.split()[0].strip(",-").replace("-", "_") for line in lines if "  --" in line[:4]}
     assert named == vars(train.parse([])).keys() - {"changed", "toy", "rank", "ranks"}

@@ -39,7 +39,7 @@ MODES = {  # the rows of Table 2; bin_ce: does the classifier's gradient reach t
     "bin_ce_multi_ce": dict(init="coclr", bin_ce="grad", multi_ce=True),
     "bin_contrastive_multi_contrastive": dict(init="coclr", bin_ce="cut", bin_contrast=True,
                                               multi_contrast=True),
-    # The paper's point of comparison, EfficientNet-B7 on single frames (frames=1)
+    # The paper's point of comparison, EfficientNet-B7 on single frames
     "dfdc_winner": dict(init="imagenet", bin_ce="grad", clips=32, size=380),
 }
 HEADS = {"bin_ce": "bin_classifier", "bin_contrast": "bin_projection",
@@ -125,7 +125,7 @@ def move_ema(nets, args):
 
 @torch.no_grad()
 def enqueue_keys(nets, args, clip, y_bin, y_multi):
-    """The batch becomes keys for later steps. As in MoCo, the EMA networks are in train mode."""
+    """The batch becomes keys for later steps. As in MoCo, BatchNorm normalises over the batch."""
     if args.bin_contrast or args.multi_contrast:
         embedding = nets["ema_encoder"](clip)                          # (B, dim)
     if args.bin_contrast:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""torchrun does what one process does with the joined batch. Its processes run this file."""
+"""torchrun does what one process does with the joined batch, but for BatchNorm's statistics."""
 import json
 import os
 import subprocess

@@ -342,9 +342,9 @@ def table(folder):
         with open(path.with_name("log.csv"), newline="") as file:
             cosines = [[float(value) for name, value in epoch.items()
                         if name.startswith("cosine_") and value] for epoch in csv.DictReader(file)]
-        half = len(cosines) // 2
-        runs[key] = results["metrics"] | {"path": path, "early": sum(cosines[:half], []),
-                                          "late": sum(cosines[half:], [])}
+        thirds = [sum((cosines[epoch] for epoch in part), [])
+                  for part in np.array_split(range(len(cosines)), 3)]
+        runs[key] = results["metrics"] | {"path": path, "cosines": thirds}
     if not tables:
         raise FileNotFoundError(f"--table {folder}: no results.json below this folder")
     return "\n\n".join(one_table(*data, rows) for data, rows in sorted(tables.items()))
@@ -352,7 +352,7 @@ def table(folder):
 def one_table(toy, data, rows):
     title = "TOY: says nothing about real deepfakes" if toy else f"FaceForensics++ ({data})"
     lines = [f"### {title}\n\nAccuracy in %, mean ± standard deviation (number of seeds)"
-             f"{'' if toy else ' [the paper]'}; cosine in the first, then second half of epochs\n",
+             f"{'' if toy else ' [the paper]'}; cosine in each third of the epochs\n",
              f"| Type of training | {' | '.join(MANIPULATIONS)} | average | AUC | cosine |",
              "|---" * 8 + "|"]
     for (row, changed), runs in sorted(rows.items()):
@@ -366,8 +366,8 @@ def one_table(toy, data, rows):
             cells.append(f"{np.mean(means):.1f}" if len(means) == 4 else "-")
         if not toy and not changed:
             cells[:5] = [f"{ours} [{theirs:.2f}]" for ours, theirs in zip(cells, paper)]
-        halves = [sum((run[half] for run in runs.values()), []) for half in ("early", "late")]
-        cells.append(", then ".join(mean_and_deviation(h, ".2f") for h in halves if h) or "-")
+        thirds = [sum((run["cosines"][i] for run in runs.values()), []) for i in range(3)]
+        cells.append(", ".join(mean_and_deviation(part, ".2f") for part in thirds if part) or "-")
         label += f" [{changed}]" if changed else ""
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

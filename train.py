@@ -327,7 +327,7 @@ def parse(argv=None):
     flag("--workers", type=number(int, 0), default=min(8, os.cpu_count()), help="video readers")
     flag("--epochs", type=count, default=30, help="passes over the training set")
     flag("--batch-size", type=number(int, 2), default=16, help="clips of all processes together")
-    flag("--lr", type=number(float, 1e-12), default=1e-4, help="AdamW's highest rate")
+    flag("--lr", type=number(float, 1e-12), default=1e-4, help="AdamW's peak learning rate")
     flag("--queue-size", type=count, default=2048, help="keys in each queue")
     flag("--temperature", type=number(float, 1e-6), default=0.07, help="tau of Equation 1")
     flag("--momentum", type=number(float, 0, 1), default=0.999, help="of the EMA networks")
@@ -341,7 +341,7 @@ def parse(argv=None):
     flag("--overwrite", action="store_true", help="start again, and delete the run in --out")
     flag("--explain", action="store_true", help="gradients only; with --resume, of a run")
     known, _ = parser.parse_known_args(argv)
-    flag("-h", "--help", action="help", help="with the defaults of the --mode and --data given")
+    flag("-h", "--help", action="help", help="this, with the defaults for the --mode and --data given")
     toy = known.data in ("toy", "toy_ffpp") or Path(known.data, "TOY.txt").is_file()
     single = known.mode == "dfdc_winner"
     more = (TOY if toy else {}) | ({"frames": 1} if single else {})

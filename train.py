@@ -341,7 +341,7 @@ def parse(argv=None):
     flag("--overwrite", action="store_true", help="start again, and delete the run in --out")
     flag("--explain", action="store_true", help="gradients only; with --resume, of a run")
     known, _ = parser.parse_known_args(argv)
-    flag("-h", "--help", action="help", help="this, with the defaults for the --mode and --data given")
+    flag("-h", "--help", action="help", help="this, with the defaults of --mode and --data")
     toy = known.data in ("toy", "toy_ffpp") or Path(known.data, "TOY.txt").is_file()
     single = known.mode == "dfdc_winner"
     more = (TOY if toy else {}) | ({"frames": 1} if single else {})

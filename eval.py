@@ -258,7 +258,7 @@ class OwnVideos(FFPP):
     def __init__(self, videos, config, clips):
         self.videos, self.clips, self.config = videos, clips, config
         if config["crop"] not in ("face", "frame"):
-            raise ValueError(f"trained with the boxes in {config['crop']}: none for other videos")
+            raise ValueError(f"{config['crop']} has no boxes for them: train with --crop face")
 
     def __getitem__(self, index):
         path, _, label = self.videos[index]
@@ -459,7 +459,7 @@ def strip(video, frames):
     return sheet({title + " " * i: tiles[i:i + 8] for i in range(0, len(tiles), 8)})
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(usage="eval.py runs/.../best.pt [flags]", allow_abbrev=False)
+    parser = argparse.ArgumentParser(usage="eval.py best.pt | --table [flags]", allow_abbrev=False)
     flag, what = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     flag("checkpoint", nargs="?", help="best.pt or last.pt of a run")
     what("--pictures", action="store_true", help="classes, mistakes, map and ROC curves as PNG")

@@ -145,7 +145,7 @@ def gradients_at(net, losses):
 
 def gradient_cosines(losses, encoder):
     """{(loss, loss): cosine of their gradients at the encoder}, None where one is zero (empty
-    queue). The paper's "conflicting gradients" (3.2) would be below 0."""
+    queue) or overflows. The paper's "conflicting gradients" (3.2) would be below 0."""
     cosines = {}
     for (a, x), (b, y) in itertools.combinations(gradients_at(encoder, losses).items(), 2):
         norms = x.norm() * y.norm()

@@ -112,10 +112,13 @@ def video_loader(dataset, workers=0):
                        batch_size=max(1, 16 // dataset.clips))
 
 @torch.no_grad()
-def evaluate(encoder, classifier, loader, device="cpu"):
+def evaluate(encoder, classifier, loader, device="cpu", still=False):
     """Score the videos of a video_loader: (videos [{"path", "class", "label", "score", "clips"}],
     unreadable [path], embeddings [(dim,)]). Scores are fake probabilities, those of a video and its
-    embedding are means over its clips."""
+    embedding are means over its clips.
+
+    still: each video has a second score, "still", of its clips without motion: frame T // 2 of a
+    clip, T times. It shows whether the detector needs frames that differ."""
     encoder.eval()
     classifier.eval()
     videos, unreadable, embeddings = [], [], []
@@ -126,15 +129,23 @@ def evaluate(encoder, classifier, loader, device="cpu"):
             print(f"not scored: {row['reason']}", file=sys.stderr)
         if readable:
             clips = torch.cat([clips for clips, _ in readable])                  # (N, 3, T, H, W)
+            number = len(clips)
+            if still:
+                middle = clips.shape[2] // 2
+                frozen = clips[:, :, middle:middle + 1].expand_as(clips)
+                clips = torch.cat([clips, frozen])                               # (2 N, 3, T, H, W)
             vectors = torch.cat([encoder(part.to(device)).float() for part in clips.split(16)])
             fake = classifier(vectors).softmax(dim=1)[:, 1].cpu()                # (N,)
             if not fake.isfinite().all():
                 raise ValueError("a score is not finite: these weights have diverged")
             sizes = [len(clips) for clips, _ in readable]
-            parts = zip(readable, fake.split(sizes), vectors.cpu().split(sizes))
+            parts = zip(readable, fake[:number].split(sizes), vectors[:number].cpu().split(sizes))
             for (_, row), scores, vector in parts:
                 videos.append(row | {"score": scores.mean().item(), "clips": scores.tolist()})
                 embeddings.append(vector.mean(dim=0).numpy())
+            if still:
+                for row, scores in zip(videos[-len(readable):], fake[number:].split(sizes)):
+                    row["still"] = scores.mean().item()
         done = len(videos) + len(unreadable)
         progress(f"scored {done}/{len(loader.dataset)} videos", last=done == len(loader.dataset))
     return videos, unreadable, embeddings
@@ -153,14 +164,24 @@ def measure(videos, fakes=("fake", *MANIPULATIONS), with_intervals=False):
 def test(encoder, classifier, config, dataset, device="cpu", workers=0):
     """The test of what load_checkpoint returns: (the content of results.json, embeddings)."""
     loader = video_loader(dataset, workers)
-    videos, unreadable, embeddings = evaluate(encoder, classifier, loader, device)
+    still = config["frames"] > 1
+    videos, unreadable, embeddings = evaluate(encoder, classifier, loader, device, still)
     held_out = tested_manipulations(config)
     seen = {v["class"] for v in videos} - {"original", *held_out}
     names = ("data", "compression", "clips", "frames", "size", "crop")
-    return {"config": config, "protocol": {name: config[name] for name in names},
+    results = {"config": config, "protocol": {name: config[name] for name in names},
             "metrics": measure(videos, held_out, with_intervals=True),
             "seen": {name: measure(videos, [name]) for name in sorted(seen)},
-            "videos": videos, "unreadable": unreadable}, embeddings
+            "videos": videos, "unreadable": unreadable}
+    if still:
+        tested = [v for v in videos if v["class"] in ("original", *held_out)]
+        labels, scores = ([v[key] for v in tested] for key in ("label", "still"))
+        results["still"] = metrics(labels, scores)
+    return results, embeddings
+
+def seen_mean(results, metric):
+    """The mean over the seen manipulations."""
+    return float(np.mean([found[metric] for found in results["seen"].values()]))
 
 def report(results):
     """The results as a few lines of text."""
@@ -171,6 +192,16 @@ def report(results):
     lines = [f"{title}: {reals} originals, {fakes} fakes", *metric_lines(results["metrics"])]
     lines += [f"  {name}, seen in training: accuracy {100 * found['accuracy']:.1f} %, AUC "
               f"{100 * found['auc']:.1f} %" for name, found in results["seen"].items()]
+    if results["seen"]:
+        means = [seen_mean(results, name) for name in ("accuracy", "auc")]
+        gaps = [mean - results["metrics"][name] for mean, name in zip(means, ("accuracy", "auc"))]
+        lines.append(f"  mean of the seen: accuracy {100 * means[0]:.1f} %, AUC {100 * means[1]:.1f} %; "
+                     f"gap: accuracy {100 * gaps[0]:.1f}, AUC {100 * gaps[1]:.1f} points")
+    if "still" in results:
+        still = {name: 100 * value for name, value in results["still"].items()}
+        lines.append(f"  without motion: accuracy {still['accuracy']:.1f} % (originals "
+                     f"{still['accuracy_real']:.1f}, fakes {still['accuracy_fake']:.1f}), "
+                     f"AUC {still['auc']:.1f} %")
     return "\n".join(lines + [f"  not scored: {path}" for path in results["unreadable"]])
 
 def metric_lines(found):
@@ -345,6 +376,10 @@ def table(folder):
         thirds = [sum((cosines[epoch] for epoch in part), [])
                   for part in np.array_split(range(len(cosines)), 3)]
         runs[key] = results["metrics"] | {"path": path, "cosines": thirds}
+        if results.get("seen"):
+            runs[key]["gap"] = seen_mean(results, "accuracy") - runs[key]["accuracy"]
+        if "still" in results:
+            runs[key]["still"] = results["still"]["auc"]
     if not tables:
         raise FileNotFoundError(f"--table {folder}: no results.json below this folder")
     return "\n\n".join(one_table(*data, rows) for data, rows in sorted(tables.items()))
@@ -353,16 +388,17 @@ def one_table(toy, data, rows):
     title = "TOY: says nothing about real deepfakes" if toy else f"FaceForensics++ ({data})"
     lines = [f"### {title}\n\nAccuracy in %, mean ± standard deviation (number of seeds)"
              f"{'' if toy else ' [the paper]'}; cosine in each third of the epochs\n",
-             f"| Type of training | {' | '.join(MANIPULATIONS)} | average | AUC | cosine |",
-             "|---" * 8 + "|"]
+             f"| Type of training | {' | '.join(MANIPULATIONS)} | average | AUC | gap | still AUC "
+             "| cosine |", "|---" * 10 + "|"]
     for (row, changed), runs in sorted(rows.items()):
         label, *paper = list(PAPER.values())[row]
         groups = [[run for (holdout, _), run in runs.items() if holdout == name]
                   for name in MANIPULATIONS]
         cells = [f"{mean_and_deviation([100 * run['accuracy'] for run in group], '.1f')} "
                  f"({len(group)})" for group in groups]
-        for name in ("accuracy", "auc"):
-            means = [np.mean([100 * run[name] for run in group]) for group in groups if group]
+        for name in ("accuracy", "auc", "gap", "still"):
+            values = [[run[name] for run in group if name in run] for group in groups]
+            means = [100 * np.mean(group) for group in values if group]
             cells.append(f"{np.mean(means):.1f}" if len(means) == 4 else "-")
         if not toy and not changed:
             cells[:5] = [f"{ours} [{theirs:.2f}]" for ours, theirs in zip(cells, paper)]

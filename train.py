@@ -227,6 +227,8 @@ def train(args, resume):
         videos, *_ = evaluation.evaluate(nets["encoder"], nets["bin_classifier"], val_loader,
                                          args.device)
         val = evaluation.measure(videos)
+        # Of originals and fakes alike: there are three fakes to each original.
+        val["accuracy"] = (val["accuracy_real"] + val["accuracy_fake"]) / 2
         print(f"  validation: AUC {100 * val['auc']:.1f} %, accuracy {100 * val['accuracy']:.1f} %")
         log.append(row | {"val_accuracy": val["accuracy"], "val_auc": val["auc"]})
         state = {"config": config, "epoch": epoch + 1, "val": val}
@@ -292,8 +294,8 @@ RUN_FILES = ("best.pt", "last.pt", "results.json", "config.json", "log.csv", "re
 ACTIONS = {"resume", "overwrite", "explain"}
 # These may change on --resume: where a run takes place, and the precision that suits the device.
 PLACE = {"data", "cache", "workers", "device", "precision", "out", "changed", "rank"}
-TOY = dict(init="random", epochs=15, batch_size=16, frames=8, size=48, clips=2, crop="frame",
-           width=0.25, lr=5e-4, queue_size=256, momentum=0.9, workers=1, threads=1)
+TOY = dict(init="random", epochs=12, batch_size=16, frames=8, size=64, clips=2, crop="frame",
+           width=0.125, lr=1e-3, queue_size=256, momentum=0.9, workers=1, threads=1)
 
 def number(kind, least, most=1e9):
     def convert(text):

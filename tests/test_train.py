@@ -160,9 +160,11 @@ def test_explain_on_resume_asks_trained_networks_and_writes_nothing(finished, he
 def test_a_run_keeps_its_settings_log_and_scores(finished):
     config, results = (json.loads((finished[0] / f"{name}.json").read_text())
                        for name in ("config", "results"))
-    assert results.keys() == {"config", "protocol", "metrics", "seen", "videos", "unreadable"}
+    assert results.keys() == {"config", "protocol", "metrics", "seen", "videos", "unreadable",
+                              "still"}
     assert {"accuracy", "auc", "ap", "eer", "intervals"} < results["metrics"].keys()
-    assert set(results["videos"][0]) == {"path", "class", "label", "score", "clips"}
+    assert set(results["videos"][0]) == {"path", "class", "label", "score", "clips",
+                                         "still"}
     assert set(results["seen"]) == {"DF", "F2F", "FS"} and len(results["videos"]) == 20
     assert config == results["config"] and (config["holdout"], config["seed"]) == ("NT", 3)
     assert set(config["changed"]) == {"epochs", "batch_size", "size", "width", "queue_size"}
@@ -173,7 +175,7 @@ def test_a_finished_run_says_so_and_trains_nothing(finished, here, capsys):
     assert "--overwrite" in capsys.readouterr().out and times(finished[0]) == before
 
 def test_a_folder_with_other_settings_is_refused_and_the_difference_named(finished, refused, toy):
-    assert "lr 0.0005" in refused(toy, train.main, *finished[2], "--lr", "0.5", "--resume")
+    assert "lr 0.001" in refused(toy, train.main, *finished[2], "--lr", "0.5", "--resume")
 
 @pytest.mark.parametrize("mode", [BOTH, "dfdc_winner"])
 def test_a_stopped_run_needs_resume_and_then_ends_as_if_undisturbed(here, monkeypatch, mode):

@@ -26,7 +26,7 @@ import numpy as np
 
 from data import MANIPULATIONS, SPLITS
 
-TOY_VERSION = "3"  # raise it whenever the pixels change: a toy of another version is replaced
+TOY_VERSION = "4"  # raise it whenever the pixels change: a toy of another version is replaced
 FIRST_LINE = f"toy version {TOY_VERSION}"
 NOTE = "It is drawn, not FaceForensics++: no number found on it says anything about real deepfakes."
 
@@ -41,14 +41,14 @@ SHADE_COLOUR = 0.3  # standard deviation of each channel's own shade, as a part 
 SHADE_RADII = (14, 24)  # of its ellipse, in pixels of the drawn face
 RHO = {
     "original": (0, 0),
-    "DF": (0.02, 0.14),
-    "F2F": (0.02, 0.16),
+    "DF": (0.03, 0.18),
+    "F2F": (0.025, 0.16),
     "FS": (0.4, 1),
-    "NT": (0.25, 0.6),
+    "NT": (0.3, 0.7),
 }
 
 # The own traces at full strength; each video draws its part of it from STRENGTH.
-STRENGTH = (0.3, 1)
+STRENGTH = (0.25, 1)
 BLUR = 3  # DF: standard deviation of the blur that takes the grain, in pixels
 CAST = 60  # F2F: grey levels, green against the two other channels
 SEAM = 120  # FS: grey levels just inside the border of the region

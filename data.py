@@ -8,44 +8,59 @@ decides the split and where the face is. The official layout is read, and Kaggle
     original_sequences/youtube/c23/videos/953.mp4             or    original/953.mp4
     manipulated_sequences/Deepfakes/c23/videos/953_974.mp4    or    Deepfakes/953_974.mp4
 
-    train, val   720 and 140 ids    original + 3 seen manipulations: 2,880 and 560 videos
-    test         140 ids            original + held-out: 280 videos, and 420 seen for comparison
+    train, val   720 and 140 ids    originals + 3 seen manipulations: 2,880 and 560 videos
+    test         140 ids            originals + held-out: 280 videos, and 420 seen for comparison
 
 A clip is `frames` consecutive frames around the face, resized once, to 9/8 of `size`. Training
 takes one clip and a random size x size window, evaluation evenly spaced clips and the centre.
 
-`python data.py` prints splits, labels and the places of clips. To use it elsewhere, copy this file:
+`python data.py` prints splits, labels and where clips lie; `python data.py FaceForensics++` checks
+a dataset. To use it elsewhere, copy this file:
 
-    from data import FFPP, read_video
-    videos = FFPP("FaceForensics++", "test", holdout="DF", frames=32, size=128, clips=4)
+    from data import SPLITS, FFPP, find_faces, list_videos, read_video
+    originals = list_videos("FaceForensics++")["original"]
+    test_originals = {target: originals[target] for target in SPLITS["test"] if target in originals}
+    faces = find_faces(test_originals, folder="runs")
+    videos = FFPP("FaceForensics++", "test", "DF", frames=32, size=128, clips=4, faces=faces)
     clips, binary, multi = videos[0]                    # clips: uint8 (4, 3, 32, 128, 128), RGB
-    clips, faces = read_video("my.mp4", frames=32, size=128, clips=4)    # of any video
+    clips = read_video("my.mp4", frames=32, size=128, clips=4)    # of any video
 
 To train, give a DataLoader batch_sampler=EpochBatches(FFPP(..., "train", ...), 16), and set its
 `epoch` before each epoch.
 """
+
+import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # what cannot be read is reported by name below
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
+
+# What cannot be read is reported by name below. OpenCV reads these when it is imported.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+import cv2  # noqa: E402
 
 cv2.setNumThreads(0)  # OpenCV's threads can deadlock in a forked loader worker
 
 MANIPULATIONS = {"DF": "Deepfakes", "F2F": "Face2Face", "FS": "FaceSwap", "NT": "NeuralTextures"}
+CLASSES = ("original", *MANIPULATIONS)
+KAGGLE = {"original": "original", **MANIPULATIONS}
+OFFICIAL = {name: f"manipulated_sequences/{folder}" for name, folder in MANIPULATIONS.items()}
+OFFICIAL["original"] = "original_sequences/youtube"
+
+IDS = {f"{number:03d}" for number in range(1000)}
 # The official val.json and test.json, pair by pair; the other 720 ids are the training split.
 VAL = """720 672 939 115 284 263 402 453 820 818 762 832 834 852 922 898 104 126 106 198 159 175 416
 342 857 909 599 585 443 514 566 617 472 511 325 492 816 649 583 558 933 925 419 824 465 482 565 589
@@ -59,17 +74,44 @@ TEST = """953 974 012 026 078 955 623 630 919 015 367 371 847 906 529 633 418 50
 454 527 425 485 388 308 384 932 035 036 257 420 924 917 114 102 732 691 550 452 280 249 842 714 625
 650 024 073 044 945 896 128 862 047 607 683 517 521 682 669 138 142 552 851 376 381 000 003 048 029
 724 725 608 675 386 154 220 219 801 855 161 141 949 868 880 135 429 404""".split()
-SPLITS = {"train": sorted({f"{i:03d}" for i in range(1000)} - set(VAL) - set(TEST)),
-          "val": VAL, "test": TEST}
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv",
-                 ".3gp", ".ts", ".mts", ".m2ts", ".ogv")
-LAYOUT = ("expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 or, in Kaggle's copy"
-          ", original/000.mp4 and Deepfakes/000_003.mp4; folders of images are not read, as they "
-          "sample the frames and a clip needs consecutive ones")
+SPLITS = {
+    "train": sorted(IDS - set(VAL) - set(TEST)),
+    "val": VAL,
+    "test": TEST,
+}
+
+COMPRESSIONS = ("c0", "raw", "c23", "c40")
+VIDEO_ENDINGS = (
+    ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .3gp .ts .mts .m2ts .ogv".split()
+)
+IMAGES_ARE_NOT_READ = (
+    "folders of images are not read: they sample the frames, and a clip needs consecutive ones"
+)
+LAYOUT = (
+    "expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 or, in Kaggle's copy, "
+    f"original/000.mp4 and Deepfakes/000_003.mp4; {IMAGES_ARE_NOT_READ}"
+)
+BOXES = 'of boxes in pixels like {"000": [x, y, width, height], "001": null}'
+CANNOT_BE_READ = "cannot be read as a video"
+NEVER_CHANGES = (
+    "the frames do not change: a still picture, or interlaced video that this OpenCV cannot decode"
+)
+
 MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3
+FACE_FRAMES = 15  # of an original, in which its face is looked for
+MOVES = 0.15  # face sizes by which the edges of a face may move: its box is at most 1.3 faces wide
+SEVERAL_CLIPS = 16  # about as many clips of several videos go through the networks together
+
 
 class UnreadableVideo(ValueError):
     """A video that cannot be read or scored. The message names the file and the reason."""
+
+
+def progress(text, done, total):
+    """A line on stderr, at most ten times and at the end."""
+    if done % max(1, total // 10) == 0 or done == total:
+        print(f"{text}: {done}/{total}", file=sys.stderr, flush=True)
+
 
 @contextlib.contextmanager
 def replacing(path):
@@ -79,295 +121,660 @@ def replacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save on a full disk
-        raise OSError(f"{path} could not be written: {str(error).partition(chr(10))[0]}") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
+
+@contextlib.contextmanager
+def one_sentence(program, interrupted="interrupted"):
+    """What a user can mend ends the program in one sentence, without a traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    try:
+        yield
+    except (OSError, ValueError, FloatingPointError) as error:
+        text = str(error)
+        if "DataLoader worker" in text:  # the last line of the traceback that it adds
+            text = text.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"{program}: {text}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit(
+            f"{program}: a process that reads videos was killed, probably for lack of (shared) "
+            "memory: try --workers 0, or a larger /dev/shm (docker run --shm-size)"
+        )
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: {interrupted}")
+
+
+# --- Which videos there are ----------------------------------------------------------------------
+
+
 def is_video(path):
     return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".")
+
 
 def list_videos(root, compression="c23"):
     """{"original": {target id: path}, "DF": {...}, ...} of what is on disk; opens no video. Raises
     FileNotFoundError if root has no videos of this compression in either layout."""
-    folders = {"original": "original", **MANIPULATIONS}
-    if compression != "c23" or not Path(root, "original").is_dir():  # not Kaggle's copy
-        folders = {name: f"manipulated_sequences/{folder}/{compression}/videos"
-                   for name, folder in MANIPULATIONS.items()}
-        folders["original"] = f"original_sequences/youtube/{compression}/videos"
     videos = {}
-    for name, folder in folders.items():
-        paths = Path(root, folder).iterdir() if Path(root, folder).is_dir() else ()
-        videos[name] = {path.stem.split("_")[0]: path for path in sorted(paths) if is_video(path)}
+    for name in CLASSES:
+        folder = Path(root, OFFICIAL[name], compression, "videos")
+        if compression == "c23" and not folder.is_dir():
+            folder = Path(root, KAGGLE[name])
+        paths = [path for path in sorted(folder.glob("*")) if is_video(path)]
+        videos[name] = {path.stem.split("_")[0]: path for path in paths}
     if not any(videos.values()):
         raise FileNotFoundError(f"no {compression} videos of FaceForensics++ in {root}: {LAYOUT}")
     return videos
+
 
 def multi_labels(holdout):
     """Section 2.1.1: 0 is original, 1 to n are the seen manipulations; held out: -1."""
     seen = [name for name in MANIPULATIONS if name != holdout]
     return {"original": 0, **{name: i for i, name in enumerate(seen, 1)}, holdout: -1}
 
+
+# --- Reading video -------------------------------------------------------------------------------
+
+
 def open_video(path):
+    if not os.path.isfile(path):
+        raise UnreadableVideo(f"{path}: no such file (folders of videos: --real and --fake)")
     name = os.path.abspath(path)  # FFmpeg takes a leading "a:" for a protocol
-    if name.encode(errors="ignore").decode() != name:  # OpenCV would crash
-        raise UnreadableVideo(f"{name!a}: the file's name is not valid text; rename it")
     # One thread: the loader's workers are the parallelism.
     return cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
-def frames_of(video):
-    """The remaining frames, BGR uint8 (H, W, 3), with square pixels."""
-    aspect = video.get(cv2.CAP_PROP_SAR_NUM) / max(1, video.get(cv2.CAP_PROP_SAR_DEN))
-    with contextlib.suppress(cv2.error):  # a damaged video ends here
-        while (read := video.read())[0]:
-            wrong = aspect and abs(aspect - 1) > 0.01  # 0: unknown; 1280:1281 would only blur
-            yield cv2.resize(read[1], None, fx=aspect, fy=1) if wrong else read[1]
 
-def clip_starts(length, frames, places):
-    """The index of each clip's first frame in a video of `length` frames; places are in [0, 1)."""
-    return [int(place * max(1, length - frames + 1)) for place in places]
+def promised_frames(video):
+    """The number of frames that the header promises. It may be wrong, 0 or negative."""
+    return int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+
+
+def walk(video):
+    """The remaining frames of an opened video, BGR uint8 (H, W, 3), with square pixels."""
+    aspect = video.get(cv2.CAP_PROP_SAR_NUM) / max(1, video.get(cv2.CAP_PROP_SAR_DEN))
+    stretch = aspect != 0 and abs(aspect - 1) > 0.01  # 0: unknown; 1280:1281 would only blur
+    fx, fy = aspect, 1
+    if video.get(cv2.CAP_PROP_ORIENTATION_META) % 180 == 90:  # OpenCV has turned the picture
+        fx, fy = 1, aspect
+    with contextlib.suppress(cv2.error):  # a damaged video ends here
+        while True:
+            success, frame = video.read()
+            if not success:
+                return
+            yield cv2.resize(frame, None, fx=fx, fy=fy) if stretch else frame
+
 
 def evenly(clips):
-    """The places of `clips` evenly spaced clips."""
+    """The relative positions of evenly spaced clips, in [0, 1)."""
     return [(i + 0.5) / clips for i in range(clips)]
 
+
+def clip_starts(length, frames, positions):
+    """The index of each clip's first frame in a video of `length` frames."""
+    return [int(position * max(1, length - frames + 1)) for position in positions]
+
+
 def fill(clip, frames):
-    """A clip of `frames` frames; a shorter one runs forwards, backwards, forwards ..."""
-    order = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
-    return [clip[order[i % len(order)]] for i in range(frames)]
+    """A clip of `frames` frames; a shorter one stays on its last frame."""
+    clip = list(clip)
+    return clip + clip[-1:] * (frames - len(clip))
 
-def read_clips(path, frames, places, finish=list, prepare=np.asarray):
-    """The clips at `places` in one forward pass: [finish([prepare(frame), ...]), ...], so that only
-    prepared frames (crops) are held. Where the header's number of frames is wrong, a second pass
-    uses the true one. Raises UnreadableVideo."""
-    length = int(open_video(path).get(cv2.CAP_PROP_FRAME_COUNT))
-    for _ in range(2):
-        ends = [start + min(frames, length) for start in clip_starts(length, frames, places)]
-        recent, clips, count = deque(maxlen=frames), [], 0
-        for count, frame in enumerate(frames_of(open_video(path)), 1):
-            recent.append(prepare(frame))
-            while len(clips) < len(ends) and count == ends[len(clips)]:
-                clips.append(finish(fill(recent, frames)))
-        if count and count == length:
-            return clips
+
+def changes(clip):
+    """Whether any two frames differ."""
+    return any(not np.array_equal(frame, clip[0]) for frame in clip)
+
+
+def one_pass(path, length, frames, positions, crop):
+    """Walk once through a video of, presumably, `length` frames. Returns the clips at these
+    positions, each as crop([frame, ...]), the true number of frames, and whether any two differ."""
+    ends = [start + min(frames, length) for start in clip_starts(length, frames, positions)]
+    recent = deque(maxlen=frames)
+    clips = []
+    count = 0
+    changing = False
+    for frame in walk(open_video(path)):
+        changing = changing or (count > 0 and not np.array_equal(frame, recent[-1]))
+        recent.append(frame)
+        count += 1
+        while len(clips) < len(ends) and count == ends[len(clips)]:
+            clips.append(crop(fill(recent, frames)))
+    return clips, count, changing
+
+
+def read_clips(path, frames, positions, crop):
+    """The clips at these positions, in order, each as crop([frame, ...]). Raises UnreadableVideo,
+    also if no two frames of the whole video differ."""
+    length = promised_frames(open_video(path))
+    clips, count, changing = one_pass(path, length, frames, positions, crop)
+    if count not in (0, length):  # the header was wrong: once more, with the true length
         length = count
-    raise UnreadableVideo(f"{path}: cannot be read as a video")
+        clips, count, changing = one_pass(path, length, frames, positions, crop)
+    if count == 0 or count != length:
+        raise UnreadableVideo(f"{path}: {CANNOT_BE_READ}")
+    if not changing:
+        raise UnreadableVideo(f"{path}: {NEVER_CHANGES}")
+    return clips
 
-def read_clip(path, frames, place):
-    """One clip, a list of frames, by seeking; where that fails, by a forward pass."""
+
+def read_clip(path, frames, position, crop):
+    """One clip by seeking; where that fails, or shows no change, by a pass over the whole video."""
     video = open_video(path)
-    length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    start, = clip_starts(length, frames, [place])
-    if start:  # seeking to 0 lands later in some containers
+    length = promised_frames(video)
+    start = clip_starts(length, frames, [position])[0]
+    if start > 0:  # seeking to 0 lands later in some containers
         video.set(cv2.CAP_PROP_POS_FRAMES, start)
-    if not start or round(video.get(cv2.CAP_PROP_POS_FRAMES)) == start:
-        clip = list(islice(frames_of(video), frames))
-        if clip and len(clip) >= min(frames, length) > 0:
-            return fill(clip, frames)
-    return read_clips(path, frames, [place])[0]
+    if start <= 0 or round(video.get(cv2.CAP_PROP_POS_FRAMES)) == start:
+        clip = list(islice(walk(video), frames))
+        complete = len(clip) >= min(frames, length) > 0
+        if complete and (frames == 1 or changes(clip)):
+            return crop(fill(clip, frames))
+    return read_clips(path, frames, [position], crop)[0]
+
 
 def read_video(path, frames, size, clips, crop="face"):
-    """Any video as evaluation sees it: (clips uint8 (N, 3, T, size, size), RGB; faces).
+    """Any video as evaluation sees it: evenly spaced clips, uint8 (N, 3, T, size, size), RGB.
 
     The face is found in the middle frame of each clip, because people move and scenes change;
-    crop="frame" takes the centre square. `faces` has an entry per place: the box (x, y, w, h), or
-    the reason why this clip is left out. Raises UnreadableVideo if all are.
+    crop="frame" takes the centre square. A clip that shows no face, or does not change, is left
+    out: N <= `clips`. Raises UnreadableVideo if none is left, ValueError.
     """
-    def finish(clip):
-        height, width = clip[0].shape[:2]
-        face = (0, 0, width, height) if crop == "frame" else find_face([clip[frames // 2]])[0]
-        if face is None:
-            return "no face was found", None
-        if frames > 1 and all(np.array_equal(frame, clip[0]) for frame in clip):
-            return ("the frames do not change: a still picture, or interlaced video that OpenCV "
-                    "cannot decode"), None
-        return face, to_tensor(crop_frame(frame, face, size) for frame in clip)
 
-    found = read_clips(path, frames, evenly(clips), finish)
-    pixels = [clip for _, clip in found if clip is not None]
-    if not pixels:
-        raise UnreadableVideo(f"{path}: {found[0][0]}")
-    return v2.functional.center_crop(torch.stack(pixels), size), [face for face, _ in found]
+    if crop not in ("face", "frame") or min(frames, size, clips) < 1:
+        raise ValueError(f"no such crop {crop}, or not positive: {frames}, {size}, {clips}")
 
-def square(height, width, face):
-    """(left, top, side) of the square around a face (x, y, w, h), or in the centre for None."""
+    def crop_clip(clip):
+        if frames > 1 and not changes(clip):
+            return None
+        face = None
+        if crop == "face":
+            face = largest(detect_faces(clip[frames // 2]))
+            if face is None:
+                return None
+        return to_tensor([crop_frame(frame, face, size) for frame in clip])
+
+    cropped = read_clips(path, frames, evenly(clips), crop_clip)
+    kept = [clip for clip in cropped if clip is not None]
+    if not kept:
+        raise UnreadableVideo(f"{path}: no clip shows a {'face' if crop == 'face' else 'change'}")
+    return v2.functional.center_crop(torch.stack(kept), size)
+
+
+# --- The face ------------------------------------------------------------------------------------
+
+
+def crop_frame(frame, face, size):
+    """BGR (H, W, 3) -> RGB: the square around a face [x, y, w, h], or in the centre for None, with
+    9/8 of `size` pixels."""
+    height, width = frame.shape[:2]
     x, y, w, h = face or (0, 0, width, height)
     side = min(round(max(w, h) * MARGIN), height, width)
     left = min(max(round(x + w / 2 - side / 2), 0), width - side)
     top = min(max(round(y + h / 2 - side / 2), 0), height - side)
-    return left, top, side
+    window = frame[top : top + side, left : left + side]
 
-def crop_frame(frame, face, size):
-    """BGR (H, W, 3) -> RGB, the square around the face at 9/8 of `size` pixels."""
-    left, top, side = square(*frame.shape[:2], face)
     size = round(size * 9 / 8)
     method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    pixels = cv2.resize(frame[top:top + side, left:left + side], (size, size), interpolation=method)
-    return pixels[..., ::-1]
+    return cv2.resize(window, (size, size), interpolation=method)[..., ::-1]
+
 
 def to_tensor(crops):
     """T pictures (H, W, 3) -> a clip (3, T, H, W)."""
-    return torch.from_numpy(np.stack(list(crops))).permute(3, 0, 1, 2)
+    return torch.from_numpy(np.stack(crops)).permute(3, 0, 1, 2)
 
-def find_face(pictures):
-    """(the largest face (x, y, w, h) or None, number of faces) in pictures of one video. Faces that
-    OpenCV's Haar cascade sees in several pictures win over others."""
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt.xml")
-    faces, most = [], 0
-    for picture in pictures:
-        scale = 480 / min(picture.shape[:2])
-        gray = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), None, fx=scale, fy=scale)
-        found = cascade.detectMultiScale(gray, 1.1, 4, minSize=(48, 48))
-        faces += [[round(v / scale) for v in box] for box in found]
-        most = max(most, len(found))
+
+def detect_faces(picture):
+    """The faces [x, y, w, h] that OpenCV's Haar cascade sees in a picture, BGR (H, W, 3)."""
+    cascade = cv2.CascadeClassifier()
+    text = Path(cv2.data.haarcascades, "haarcascade_frontalface_alt.xml").read_text()
+    # From memory, because OpenCV cannot open every path on Windows.
+    storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+    cascade.read(storage.getFirstTopLevelNode())
+    scale = 480 / min(picture.shape[:2])
+    gray = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), None, fx=scale, fy=scale)
+    boxes = cascade.detectMultiScale(gray, 1.1, 4, minSize=(48, 48))
+    return [[round(value / scale) for value in box] for box in boxes]
+
+
+def largest(faces):
+    """The largest face [x, y, w, h], because FF++ manipulates that one; None if there is none."""
+    face = max(faces, key=lambda box: box[2] * box[3], default=None)
+    return None if face is None else [int(value) for value in face]
+
+
+def agreed_face(detections):
+    """The face [x, y, w, h] or None of a video, from the faces in each of some pictures.
+
+    Several pictures must agree on it; of several such faces, the largest. Because people move, its
+    box is the hull of all boxes whose edges lie near those of the agreed face.
+    """
+    faces = [face for picture in detections for face in picture]
     agreed, _ = cv2.groupRectangles(faces, 1, 0.3)  # the mean box of each group of two or more
-    largest = max([*agreed] or faces, key=lambda box: box[2] * box[3], default=None)
-    return largest if largest is None else tuple(map(int, largest)), most
+    face = largest(agreed) or largest(faces)
+    if face is None:
+        return None
+    edges = np.array([[x, y, x + w, y + h] for x, y, w, h in [face, *faces]])
+    near = edges[abs(edges - edges[0]).max(axis=1) <= MOVES * face[2]]
+    left, top = near.min(axis=0)[:2].tolist()
+    right, bottom = near.max(axis=0)[2:].tolist()
+    return [left, top, right - left, bottom - top]
 
-def find_faces(videos, file):
-    """{name: face (x, y, w, h) or None} of videos {name: path}, from five frames of each. The JSON
-    file keeps each face with the state of its video (path, size, time)."""
-    known, keys = {}, {}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
-        known = dict(json.loads(file.read_text(encoding="utf-8")))
-    for name, path in videos.items():
-        keys[name] = str((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns))
 
-    def search(name):
-        with contextlib.suppress(UnreadableVideo):  # not kept: it may be downloaded again
-            clips = read_clips(videos[name], 1, evenly(5))
-            known[keys[name]] = find_face([picture for picture, in clips])
+@functools.cache
+def fingerprint(path):
+    """A video's name and a hash of its size and content (eight pieces of 64 kB, from start to end):
+    the same for a copy at another place, another for a replaced file."""
+    size = path.stat().st_size
+    digest = hashlib.sha1(str(size).encode())
+    with open(path, "rb") as file:
+        for piece in range(8):
+            file.seek(piece * max(0, size - 2**16) // 7)
+            digest.update(file.read(2**16))
+    return f"{path.name!a} {digest.hexdigest()}"
 
-    missing = [name for name in videos if keys[name] not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(search, missing), 1):
-            if done % 50 == 0 or done == len(missing):
-                print(f"finding faces: {done}/{len(missing)} videos", file=sys.stderr)
-                with replacing(file) as temporary:
-                    temporary.write_text(json.dumps(known.copy()), encoding="utf-8")
-    found = {name: known.get(key, (None, 0)) for name, key in keys.items()}
-    numbers = [number for _, number in found.values()]
-    print(f"faces: {numbers.count(0)} of {len(numbers)} videos without one (the centre is read), "
-          f"{sum(n > 1 for n in numbers)} with several (the largest is read)")
-    return {name: face and tuple(face) for name, (face, _) in found.items()}
+
+def in_threads(function, items, doing):
+    """function(item) for each item, in parallel."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(function, items), 1):
+            progress(f"{doing}, videos", done, len(items))
+
+
+@contextlib.contextmanager
+def kept_faces(folder):
+    """The content of faces.json, {fingerprint of a video: face or None}, written at the end."""
+    file = Path(folder, "faces.json")
+    try:
+        faces = dict(json.loads(file.read_text()))
+    except Exception:  # not there yet, or damaged
+        faces = {}
+    before = len(faces)
+    try:
+        yield faces
+    finally:
+        if len(faces) > before:
+            with replacing(file) as temporary:
+                temporary.write_text(json.dumps(faces))
+
+
+def inspect(path, faces=None):
+    """One pass over a video: what is wrong with it, or "". Its face is added to `faces`."""
+    promised = promised_frames(open_video(path))
+    positions = evenly(FACE_FRAMES)
+    pictures, count, changing = one_pass(path, promised, 1, positions, list)
+    if count == 0:
+        return CANNOT_BE_READ
+    if not changing:
+        return NEVER_CHANGES
+    if faces is not None:
+        if count != promised:
+            pictures = read_clips(path, 1, positions, list)
+        detections = [detect_faces(picture) for (picture,) in pictures]
+        faces[fingerprint(path)] = agreed_face(detections)
+        most = max(len(picture) for picture in detections)
+        if most != 1:
+            return f"original with {'several faces' if most else 'no face'}"
+    return "ends before the length in its header" if count < 0.99 * promised else ""
+
+
+def find_faces(videos, folder):
+    """The faces of videos {name: path} as {name: face [x, y, w, h] or None}; videos that cannot be
+    read are left out. `folder`/faces.json keeps the faces for the next time."""
+    faces = {}
+    with kept_faces(folder) as known:
+
+        def look(name):
+            path = videos[name]
+            problem = "" if fingerprint(path) in known else inspect(path, known)
+            if problem in (CANNOT_BE_READ, NEVER_CHANGES):
+                print(f"no face is looked for in {path}: {problem}", file=sys.stderr)
+            else:
+                faces[name] = known[fingerprint(path)]
+
+        in_threads(look, videos, "finding faces")
+    return faces
+
+
+def print_some(what, names):
+    """How many there are, and the first five."""
+    if names:
+        print(f"{len(names)} videos {what}: {' '.join(sorted(names)[:5])}")
+
+
+def read_boxes(file):
+    """A JSON file of boxes as {target id: face [x, y, w, h] or None}. Raises ValueError."""
+    try:
+        boxes = json.loads(Path(file).read_text())
+        faces = {target: box and [round(value) for value in box] for target, box in boxes.items()}
+        if all(len(face) == 4 and min(face[2:]) > 0 for face in faces.values() if face):
+            return faces
+    except Exception:  # a damaged file can raise anything
+        pass
+    raise ValueError(f"--crop {file} is not face, frame or a JSON file {BOXES}")
+
+
+# --- Datasets ------------------------------------------------------------------------------------
+
 
 class FFPP(Dataset):
     """The videos of one split, with one manipulation held out (DF, F2F, FS, NT, or none).
 
-    train      videos[index, seed] = (clip uint8 (3, T, H, W), binary, multi); its place, window,
+    train      videos[index, seed] = (clip uint8 (3, T, H, W), binary, multi); its position, window,
                flip and colours follow from the seed
     val, test  videos[index] = (clips uint8 (N, 3, T, H, W), binary, multi), N = `clips`
 
-    binary: 0 = original, 1 = manipulated; multi: see multi_labels. faces: {target id: (x, y, w,
-    h)}; without a box, the centred square is read. cache: a folder for cropped frames. Fakes
-    without their original are left out. Attributes: videos [(path, class, target id)], binary,
-    multi, counts, missing {class: n}. Raises ValueError, FileNotFoundError, UnreadableVideo."""
+    binary: 0 = original, 1 = manipulated; multi: see multi_labels. faces: {target id: [x, y, w, h]
+    or None for the centred square}; targets that it lacks are unreadable; without faces, all are
+    read in the centre. cache: a folder for cropped frames. Fakes without their original are left
+    out. Attributes: videos [(path, class, target id)], binary, multi, counts {class: n}, missing
+    {class: n}. Raises ValueError, FileNotFoundError; for an item, UnreadableVideo.
+    """
 
-    def __init__(self, root, split, holdout, compression="c23", frames=32, size=128, clips=4,
-                 faces=None, augment=True, cache=None):
+    def __init__(
+        self,
+        root,
+        split,
+        holdout,
+        compression="c23",
+        frames=32,
+        size=128,
+        clips=4,
+        faces=None,
+        augment=True,
+        cache=None,
+    ):
         if holdout not in (*MANIPULATIONS, "none") or split not in SPLITS:
-            raise ValueError(f"holdout {holdout}, split {split}: expected one of "
-                             f"{', '.join(MANIPULATIONS)}, none and one of {', '.join(SPLITS)}")
-        self.frames, self.size, self.clips, self.training = frames, size, clips, split == "train"
-        self.faces, self.cache = faces or {}, cache
-        self.videos, self.counts, self.missing = [], {}, {}
-        labels, on_disk = multi_labels(holdout), list_videos(root, compression)
-        for name in ("original", *MANIPULATIONS):
+            raise ValueError(f"no such hold-out or split: {holdout}, {split}")
+        self.frames = frames
+        self.size = size
+        self.shape = (clips, 3, frames, size, size)  # of an item, in evaluation
+        self.training = split == "train"
+        self.faces = dict.fromkeys(SPLITS[split]) if faces is None else faces
+        self.cache = cache
+
+        self.videos = []
+        self.counts = {}
+        self.missing = {}
+        on_disk = list_videos(root, compression)
+        for name in CLASSES:
             if name == holdout and split != "test":
-                continue
+                continue  # the held-out manipulation appears in the test only
             targets = [t for t in SPLITS[split] if t in on_disk[name] and t in on_disk["original"]]
             if not targets:
                 raise FileNotFoundError(f"{root} has no {split} videos for {name}: {LAYOUT}")
             self.videos += [(on_disk[name][target], name, target) for target in targets]
-            self.counts[name], self.missing[name] = len(targets), len(SPLITS[split]) - len(targets)
+            self.counts[name] = len(targets)
+            self.missing[name] = len(SPLITS[split]) - len(targets)
+
+        labels = multi_labels(holdout)
         self.binary = [int(name != "original") for _, name, _ in self.videos]
         self.multi = [labels[name] for _, name, _ in self.videos]
+
         self.window = v2.CenterCrop(size)
         if augment and self.training:  # drawn once per clip, the same for all its frames
-            self.window = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip(),
-                                      v2.ColorJitter(0.2, 0.2, 0.2)])
+            self.window = v2.Compose(
+                [v2.RandomCrop(size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
+            )
 
     def __len__(self):
         return len(self.videos)
 
     def __getitem__(self, index):
-        if not self.training:
-            clips = self.window(torch.stack(self.read(index, evenly(self.clips))))
-            return clips, self.binary[index], self.multi[index]
-        index, seed = index
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch CUDA in a worker
-        clip, = self.read(index, [torch.rand(()).item()])
-        clip = self.window(clip.transpose(0, 1)).transpose(0, 1)  # torchvision wants (T, 3, H, W)
-        torch.set_rng_state(before)
-        return clip.contiguous(), self.binary[index], self.multi[index]
-
-    def read(self, index, places):
-        """The clips of a video at these places, (3, T, H, W) each."""
-        path, _, target = self.videos[index]
-        crop = partial(crop_frame, face=self.faces.get(target), size=self.size)
-        if self.cache:
-            crops = cached_crops(path, crop, self.cache)
-            starts = clip_starts(len(crops), self.frames, places)
-            return [to_tensor(fill(crops[s:s + self.frames], self.frames)) for s in starts]
         if self.training:
-            return [to_tensor(map(crop, read_clip(path, self.frames, *places)))]
-        return read_clips(path, self.frames, places, prepare=crop, finish=to_tensor)
+            index, seed = index
+            clips = self.training_clip(index, seed)
+        else:
+            clips = self.window(torch.stack(self.read(index, evenly(self.shape[0]))))
+        return clips, self.binary[index], self.multi[index]
 
-def cached_crops(path, crop, cache):
-    """crop(frame) of all frames, (frames, H, W, 3), from a file named after video, face, size and
-    MARGIN. Raises UnreadableVideo; OSError if the cache cannot be written."""
-    state = str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
-    key = hashlib.sha1(repr((state, crop.keywords, MARGIN)).encode()).hexdigest()
+    def training_clip(self, index, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch CUDA
+            position = torch.rand(()).item()
+            clip = self.read(index, [position])[0]
+            clip = self.window(clip.transpose(0, 1))  # torchvision wants (T, 3, H, W)
+        return clip.transpose(0, 1).contiguous()
+
+    def read(self, index, positions):
+        """The clips of a video at these positions, (3, T, H, W) each."""
+        path, _, target = self.videos[index]
+        if target not in self.faces:
+            raise UnreadableVideo(f"{path}: its original cannot be read")
+        face = self.faces[target]
+
+        def crop(clip):
+            return to_tensor([crop_frame(frame, face, self.size) for frame in clip])
+
+        if self.cache is not None:
+            crops = cached_crops(path, face, self.size, self.cache)
+            starts = clip_starts(len(crops), self.frames, positions)
+            clips = [crops[start : start + self.frames] for start in starts]
+            return [to_tensor(fill(clip, self.frames)) for clip in clips]
+        if self.training:
+            return [read_clip(path, self.frames, positions[0], crop)]
+        return read_clips(path, self.frames, positions, crop)
+
+
+def cached_crops(path, face, size, cache):
+    """All frames of a video around the face, (frames, H, W, 3), from a file of the folder `cache`.
+    Raises UnreadableVideo; OSError if the cache cannot be written."""
+    key = hashlib.sha1(f"{fingerprint(path)} {face} {size} {MARGIN}".encode()).hexdigest()
     file = Path(cache, f"{path.stem}_{key}.npy")
-    if not file.is_file():
-        crops = [crop(frame) for frame in frames_of(open_video(path))]
-        if not crops:
-            raise UnreadableVideo(f"{path}: cannot be read as a video")
-        with replacing(file) as temporary, open(temporary, "wb") as out:
-            np.save(out, np.stack(crops))
+    with contextlib.suppress(Exception):  # not there yet, or damaged
+        return np.load(file, mmap_mode="r")
+
+    crops = [crop_frame(frame, face, size) for frame in walk(open_video(path))]
+    if not changes(crops):
+        raise UnreadableVideo(f"{path}: {NEVER_CHANGES if crops else CANNOT_BE_READ}")
+    with replacing(file) as temporary, open(temporary, "wb") as out:
+        np.save(out, np.stack(crops))
     return np.load(file, mmap_mode="r")
+
+
+class OwnVideos(Dataset):
+    """Any videos [(path, class, label)], as evaluation sees them with the settings of a training.
+    Items (clips (N, 3, T, H, W), label): see read_video. Raises UnreadableVideo, and ValueError for
+    a training with a file of boxes."""
+
+    def __init__(self, videos, config, clips):
+        self.videos = videos
+        self.binary = [label for _, _, label in videos]
+        self.config = config
+        self.shape = (clips, 3, config["frames"], config["size"], config["size"])
+
+    def __getitem__(self, index):
+        clips, _, frames, size, _ = self.shape
+        path, _, label = self.videos[index]
+        return read_video(path, frames, size, clips, self.config["crop"]), label
+
+
+class WholeVideos(Dataset):
+    """FFPP or OwnVideos for evaluation. Items (clips (N, 3, T, H, W), reason): a video that cannot
+    be read has blank clips and a reason, others the reason ""."""
+
+    def __init__(self, videos):
+        self.videos = videos
+
+    def __len__(self):
+        return len(self.videos.videos)
+
+    def __getitem__(self, index):
+        try:
+            return self.videos[index][0], ""
+        except UnreadableVideo as error:
+            return torch.zeros(self.videos.shape).byte(), str(error)
+
 
 class EpochBatches(Sampler):
     """The batches of an epoch, [(index, seed), ...] each; `seed` and `epoch` alone decide them.
 
-    balance "binary": every fake once, next to its own original; "none": every video once. Each rank
-    gets its share of every batch, in whole pairs. An incomplete batch at the end is dropped.
+    Every fake comes once, next to its own original. Each rank of torchrun gets its share of every
+    batch, in whole pairs. An incomplete batch at the end is dropped. Raises ValueError.
     """
 
-    def __init__(self, dataset, batch_size, balance="binary", seed=0, rank=0, ranks=1):
-        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
-        self.balance, self.rank, self.ranks = balance, rank, ranks
-        self.clips = 2 * sum(dataset.binary) if balance == "binary" else len(dataset)
-        if self.clips < batch_size or batch_size % (2 * ranks):
-            raise ValueError(f"--batch-size {batch_size}: expected a multiple of {2 * ranks}, at "
-                             f"most the {self.clips} clips of an epoch")
+    def __init__(self, dataset, batch_size, seed=0, rank=0, ranks=1):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.rank = rank
+        self.ranks = ranks
+        if len(self) == 0 or batch_size % (2 * ranks):
+            raise ValueError(f"--batch-size {batch_size}: too large, or no multiple of {2 * ranks}")
 
     def __len__(self):
-        return self.clips // self.batch_size
+        return 2 * sum(self.dataset.binary) // self.batch_size
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        if self.balance == "binary":
-            videos = self.dataset.videos
-            originals = {videos[i][2]: i for i in order if not self.dataset.binary[i]}
-            fakes = [i for i in order if self.dataset.binary[i]]
-            order = [i for fake in fakes for i in (fake, originals[videos[fake][2]])]
-        seeds = torch.randint(2 ** 62, (len(order),), generator=generator).tolist()
-        draws, share = list(zip(order, seeds)), self.batch_size // self.ranks
+
+        # Each fake, followed by the original with the same target.
+        videos = self.dataset.videos
+        fakes = [index for index in order if self.dataset.binary[index]]
+        originals = {videos[index][2]: index for index in order if not self.dataset.binary[index]}
+        pairs = []
+        for fake in fakes:
+            pairs += [fake, originals[videos[fake][2]]]
+        seeds = torch.randint(2**62, (len(pairs),), generator=generator).tolist()
+        draws = list(zip(pairs, seeds))
+
+        share = self.batch_size // self.ranks
         for batch in range(len(self)):
             start = batch * self.batch_size + self.rank * share
-            yield draws[start:start + share]
+            yield draws[start : start + share]
 
-def main():
-    """The lesson: splits, labels, and how clips lie in a video."""
+
+# --- From settings to loaders --------------------------------------------------------------------
+
+
+def face_boxes(config, split):
+    """--crop of a training as {target id: face [x, y, w, h] or None}, without the originals that
+    cannot be read; None for the centre of all. Raises UnreadableVideo, if one is for training."""
+    if config["crop"] == "frame":
+        return None
+    place = config["place"]
+    originals = list_videos(place["data"], config["compression"])["original"]
+    videos = {target: originals[target] for target in SPLITS[split] if target in originals}
+    if config["crop"] == "face":
+        faces = find_faces(videos, place["cache"] or "runs")
+    else:
+        boxes = read_boxes(config["crop"])
+        faces = {target: boxes.get(target) for target in videos}
+    for target in videos.keys() - faces:
+        if split == "train":
+            raise UnreadableVideo(f"{videos[target]} cannot be read")
+    print_some("without a face (the centre is read)", [name for name in faces if not faces[name]])
+    return faces
+
+
+def make_dataset(config, split):
+    """FFPP with the settings of train.py. Raises FileNotFoundError, ValueError."""
+    names = ("holdout", "compression", "frames", "size", "clips")
+    options = {name: config[name] for name in names}
+    place = config["place"]
+    faces = face_boxes(config, split)
+    return FFPP(place["data"], split, faces=faces, cache=place["cache"], **options)
+
+
+class Loader(DataLoader):
+    """A DataLoader whose workers never see Ctrl-C, which is for the main process."""
+
+    def __iter__(self):
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it
+        iterator = super().__iter__()
+        signal.signal(signal.SIGINT, handler)
+        return iterator
+
+
+def quiet(worker):
+    """What a thread of a worker says when the main process was interrupted is not printed."""
+    sys.excepthook = lambda *error: None
+
+
+def make_loader(dataset, workers, **options):
+    return Loader(
+        dataset,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=quiet,
+        **options,
+    )
+
+
+def video_loader(videos, workers):
+    """Batches of V whole videos for evaluation: (clips (V, N, 3, T, H, W), reasons). OwnVideos come
+    one at a time, because their N differs."""
+    batch_size = 1
+    if isinstance(videos, FFPP):
+        batch_size = max(1, SEVERAL_CLIPS // videos.shape[0])
+    return make_loader(WholeVideos(videos), workers, batch_size=batch_size)
+
+
+def cpu_count():
+    """The CPUs that this process may use, where Python knows them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- python data.py ------------------------------------------------------------------------------
+
+
+def check(root, folder):
+    """Read every video of FF++ below root once, whole, and print what is wrong, by name. The faces
+    of the originals are kept in `folder`. True if every video can be read and changes."""
+    originals = []
+    paths = []
+    for compression in COMPRESSIONS:
+        with contextlib.suppress(FileNotFoundError):
+            for name, videos in list_videos(root, compression).items():
+                print(f"{compression} {name}: {len(videos)} videos")
+                print_some("missing", IDS - videos.keys())
+                paths += videos.values()
+                if name == "original":
+                    originals += videos.values()
+    if not paths:
+        list_videos(root)  # raises
+
+    problems = {}
+    with kept_faces(folder) as known:
+
+        def look(path):
+            problem = inspect(path, known if path in originals else None)
+            if problem:
+                problems.setdefault(problem, []).append(path)
+
+        in_threads(look, paths, "checked")
+
+    for problem, paths in sorted(problems.items()):
+        print(f"\n{problem}: {len(paths)}", *sorted(paths), sep="\n  ")
+    return CANNOT_BE_READ not in problems and NEVER_CHANGES not in problems
+
+
+def lesson():
+    """Splits, labels, and where clips lie in a video."""
     for split, ids in SPLITS.items():
         print(f"{split:6}{len(ids):4} ids: {' '.join(ids[:8])} ...")
-    print(f"labels with FS held out: {multi_labels('FS')}\n4 clips (#) of 32 frames in 90 frames:")
-    for start in clip_starts(90, 32, evenly(4)):
-        print((" " * start + "#" * 32).ljust(90) + "|")
+    print(f"labels with FS held out: {multi_labels('FS')}")
+    print(f"4 clips of 32 frames in 90 frames start at frames {clip_starts(90, 32, evenly(4))}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", help="check FaceForensics++ there: read all videos")
+    parser.add_argument("--cache", default="runs", help="where train.py will look for face boxes")
+    args = parser.parse_args(argv)
+    if args.folder is None:
+        return lesson()
+    with one_sentence("data.py"):
+        sys.exit(0 if check(args.folder, args.cache) else 1)
+
 
 if __name__ == "__main__":
     main()

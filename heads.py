@@ -14,17 +14,24 @@
     logits = Classifier(1024, classes=2)(embedding)     # (4, 2)
     z = ProjectionHead(1024)(embedding)                 # (4, 128), rows of length 1
 """
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 
 class Classifier(nn.Sequential):
     """embedding (B, dim) -> logits (B, classes)"""
 
     def __init__(self, dim, classes):
-        super().__init__(nn.Linear(dim, dim // 2), nn.ReLU(),
-                         nn.Linear(dim // 2, dim // 2), nn.ReLU(),
-                         nn.Linear(dim // 2, classes))
+        super().__init__(
+            nn.Linear(dim, dim // 2),
+            nn.ReLU(),
+            nn.Linear(dim // 2, dim // 2),
+            nn.ReLU(),
+            nn.Linear(dim // 2, classes),
+        )
+
 
 class ProjectionHead(nn.Module):
     """embedding (B, dim) -> z (B, out), L2-normalised: Equation 1's dot product is a cosine."""
@@ -38,11 +45,13 @@ class ProjectionHead(nn.Module):
         # The layers may run in bfloat16; the unit vectors are not rounded once more.
         return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
+
 def main():
     """The lesson: layers and shapes."""
     embedding = torch.randn(4, 1024)
-    for head in (Classifier(1024, 2), Classifier(1024, 4), ProjectionHead(1024)):
+    for head in (Classifier(1024, classes=2), ProjectionHead(1024)):
         print(f"{tuple(embedding.shape)} -> {head} -> {tuple(head(embedding).shape)}\n")
+
 
 if __name__ == "__main__":
     main()

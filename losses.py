@@ -20,7 +20,9 @@ al. 2020, averages the logarithm over the positives and pulls towards each of th
     labels, key_labels = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 0])
     multi_instance_info_nce(z, labels, keys, key_labels).backward()
 """
+
 import torch
+
 
 def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
     """Equation 1, averaged over the anchors that have a positive: a scalar >= 0, at least float32.
@@ -33,50 +35,60 @@ def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
     anchor is left (at the first step the queue is empty), loss and gradient are 0. Raises
     ValueError if the shapes do not match or the temperature is not positive.
     """
-    if (z.ndim != 2 or keys.ndim != 2 or z.shape[1] != keys.shape[1]
-            or labels.shape != z.shape[:1] or key_labels.shape != keys.shape[:1]):
-        shapes = [tuple(each.shape) for each in (z, labels, keys, key_labels)]
+    fits = z.ndim == keys.ndim == 2 and z.shape[1] == keys.shape[1]
+    if not fits or labels.shape != z.shape[:1] or key_labels.shape != keys.shape[:1]:
+        shapes = [tuple(tensor.shape) for tensor in (z, labels, keys, key_labels)]
         raise ValueError(f"expected shapes (B, D), (B,), (K, D), (K,), got {shapes}")
+    if labels.is_floating_point() or key_labels.is_floating_point():
+        raise ValueError("expected integer labels: no soft ones, no scores")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(z.device.type, enabled=False):  # half precision is too coarse for exp
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         keys = keys.detach().to(z.dtype)
-        positive = labels[:, None] == key_labels[None, :]                 # (B, K): P_i as a mask
-        has_positive = positive.any(dim=1)                                # (B,)
+
+        positive = labels[:, None] == key_labels[None, :]  # (B, K): P_i as a mask
+        has_positive = positive.any(dim=1)  # (B,)
         if not has_positive.any():
-            return z[:0].sum()                                            # 0, and so its gradient
-        z, positive = z[has_positive], positive[has_positive]
-        similarity = z @ keys.T / temperature                             # z_i . z_j / tau
-        # logsumexp subtracts the maximum first: exp alone overflows or becomes 0 at a small tau.
+            return z[:0].sum()  # 0, and so its gradient
+        z = z[has_positive]
+        positive = positive[has_positive]
+
+        # Eq. 1. logsumexp subtracts the maximum first: exp alone overflows at a small tau.
+        similarity = z @ keys.T / temperature  # z_i . z_j / tau
         log_numerator = similarity.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
-        log_denominator = similarity.logsumexp(dim=1)                     # P_i and N_i: every key
+        log_denominator = similarity.logsumexp(dim=1)  # P_i and N_i: every key
         return (log_denominator - log_numerator).mean()
+
 
 def unit_vectors(degrees):
     """Points on the unit circle at these angles: (N,) -> (N, 2)."""
     radians = torch.deg2rad(degrees)
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
+
 def main():
     """The lesson: Equation 1 by hand, then with positives that move closer."""
-    tau, z, label = 0.5, unit_vectors(torch.tensor([0.])), torch.tensor([1])
-    degrees = torch.tensor([10., 40., 80., 100., 150., 180.])
+    tau = 0.5
+    z = unit_vectors(torch.tensor([0.0]))
+    degrees = torch.tensor([10.0, 40.0, 80.0, 100.0, 150.0, 180.0])
     key_labels = torch.tensor([1, 0, 1, 0, 0, 0])
     cosines = (z @ unit_vectors(degrees).T)[0]
     weights = torch.exp(cosines / tau)
     print(f"One anchor with label 1 at 0 degrees, six keys on the unit circle, temperature {tau}\n")
-    print("key  label  degrees   z_i . z_j   exp(z_i . z_j / tau)")
-    for j, row in enumerate(zip(key_labels, degrees, cosines, weights)):
-        print("{:3}  {:5}  {:7.0f}  {:10.3f}  {:21.3f}".format(j, *row))
-    top, bottom = weights[key_labels == 1].sum(), weights.sum()
-    print(f"\nsum over positives {top:.3f}, over all keys {bottom:.3f}: "
-          f"-log({top:.3f} / {bottom:.3f}) = {-torch.log(top / bottom):.4f}")
+    print("label  degrees   z_i . z_j   exp(z_i . z_j / tau)")
+    for row in zip(key_labels, degrees, cosines, weights):
+        print("{:5}  {:7.0f}  {:10.3f}  {:21.3f}".format(*row))
+
+    positives = weights[key_labels == 1].sum()
+    loss = -torch.log(positives / weights.sum())
+    print(f"\n-log(sum over positives {positives:.3f} / over all {weights.sum():.3f}) = {loss:.4f}")
     print("\nmulti_instance_info_nce, as the two positives move closer and the negatives stay:")
     for shrink in (1, 0.5, 0):
         moved = torch.where(key_labels == 1, degrees * shrink, degrees)
-        loss = multi_instance_info_nce(z, label, unit_vectors(moved), key_labels, tau)
+        loss = multi_instance_info_nce(z, key_labels[:1], unit_vectors(moved), key_labels, tau)
         print(f"  positives at {moved[0]:2.0f} and {moved[2]:2.0f} degrees: loss {loss:.4f}")
+
 
 if __name__ == "__main__":
     main()

@@ -22,18 +22,25 @@ A training step ends with the keys, because Equation 1 uses those of "previous i
     keys = torch.nn.functional.normalize(ema_encoder(clips), dim=1)
     queue.enqueue(keys, labels)                         # queue.keys (6, 4), queue.labels (6,)
 """
+
 import torch
-from torch import distributed as dist, nn
+from torch import distributed as dist
+from torch import nn
+
 
 @torch.no_grad()
 def ema_update(online, ema, m):
     """ema <- m * ema + (1 - m) * online for every parameter of two modules of one architecture;
-    buffers are copied. Raises ValueError if m is not in [0, 1]."""
+    buffers are copied. Raises ValueError for others, or if m is not in [0, 1]."""
     if not 0 <= m <= 1:
         raise ValueError(f"momentum m must be in [0, 1], got {m}")
-    torch._foreach_lerp_(list(ema.parameters()), list(online.parameters()), 1 - m)
-    for ema_buffer, buffer in zip(ema.buffers(), online.buffers()):
-        ema_buffer.copy_(buffer)
+    if [p.shape for p in online.parameters()] != [p.shape for p in ema.parameters()]:
+        raise ValueError("the two modules are not of one architecture")
+    for parameter, ema_parameter in zip(online.parameters(), ema.parameters()):
+        ema_parameter.lerp_(parameter, 1 - m)
+    for buffer, ema_buffer in zip(online.buffers(), ema.buffers()):
+        ema_buffer.copy_(buffer)  # BatchNorm's statistics are averages already
+
 
 class LabelQueue(nn.Module):
     """The last `size` keys with their labels; a module, so that checkpoints include it.
@@ -47,51 +54,58 @@ class LabelQueue(nn.Module):
             raise ValueError(f"a queue needs at least one slot, got size {size}")
         self.register_buffer("slots", torch.zeros(size, dim))
         self.register_buffer("slot_labels", torch.zeros(size, dtype=torch.long))
-        self.register_buffer("enqueued", torch.tensor(0))  # so far; modulo size: the next slot
+        self.register_buffer("enqueued", torch.tensor(0))  # so far, also those that made room
 
+    # Copies, because a later enqueue must not change what a loss needs for its backward pass.
     @property
     def keys(self):
-        return self.slots[:int(self.enqueued)].clone()
+        return self.slots[: int(self.enqueued)].clone()
 
     @property
     def labels(self):
-        return self.slot_labels[:int(self.enqueued)].clone()
+        return self.slot_labels[: int(self.enqueued)].clone()
 
     @torch.no_grad()
     def enqueue(self, keys, labels):
         """Add keys (B, dim) with labels (B,), any B; the oldest keys make room.
 
         With torch.distributed, every rank adds the keys of all ranks in rank order, so that all
-        queues stay equal; each must bring the same B. Raises ValueError for other shapes.
+        queues stay equal; each must bring the same B. Raises ValueError for others.
         """
-        if keys.shape[1:] != self.slots.shape[1:] or labels.shape != keys.shape[:1]:
-            raise ValueError(f"expected keys (B, {self.slots.shape[1]}) and labels (B,), "
-                             f"got {tuple(keys.shape)} and {tuple(labels.shape)}")
-        keys, labels = gather(keys), gather(labels)
-        size, first = len(self.slots), int(self.enqueued)
-        self.enqueued += len(keys)
+        fits = keys.shape[1:] == self.slots.shape[1:] and labels.shape == keys.shape[:1]
+        if not fits or labels.is_floating_point():
+            shapes = f"{tuple(keys.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"expected keys (B, dim) and integer labels (B,), got {shapes}")
+        keys = gather(keys)
+        labels = gather(labels)
+        size = len(self.slots)
         kept = torch.arange(len(keys), device=self.slots.device)[-size:]  # if B > size: the last
-        slot = (first + kept) % size
+        slot = (int(self.enqueued) + kept) % size
         self.slots[slot] = keys[kept].to(self.slots)
         self.slot_labels[slot] = labels[kept].to(self.slot_labels)
+        self.enqueued += len(keys)
+
 
 def gather(rows):
     """(B, ...) on each rank -> (ranks * B, ...) on every rank; without ranks: rows."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
+
 
 def main():
     """The lesson: a queue that fills and wraps."""
     queue = LabelQueue(size=6, dim=1)
     print("6 slots, 4 keys a step. A key is its own number, its label says odd (1) or even (0):")
     for step in range(4):
-        keys = queue.keys.flatten().tolist()
-        print(f"  step {step}: the loss sees keys {keys}, labels {queue.labels.tolist()}")
+        print(
+            f"  step {step}: the loss sees {queue.keys.flatten().tolist()}, {queue.labels.tolist()}"
+        )
         new = torch.arange(4 * step, 4 * step + 4)
         queue.enqueue(new[:, None].float(), new % 2)
+
 
 if __name__ == "__main__":
     main()

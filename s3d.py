@@ -20,7 +20,7 @@ saved and loaded with them.
     clip = torch.randint(0, 256, (2, 3, 16, 64, 64), dtype=torch.uint8)
     embedding = encoder(clip)                     # (2, 1024)
 """
-import pickle
+
 from pathlib import Path
 
 import torch
@@ -32,74 +32,91 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of CoCLR
 KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # of torchvision's S3D
 MIN_FRAMES, MIN_SIZE = 5, 17  # smaller clips vanish in the poolings; train on 8 frames or more
 
+
 class ConvBNReLU(nn.Sequential):
     def __init__(self, inputs, outputs, kernel, stride=(1, 1, 1)):
         padding = tuple(k // 2 for k in kernel)
-        super().__init__(nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
-                         nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
+        super().__init__(
+            nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
+            nn.BatchNorm3d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
 
 class Separable(nn.Sequential):
     """The S in S3D: a k x k x k convolution as space, then time."""
 
     def __init__(self, inputs, outputs, k, stride=1):
-        super().__init__(ConvBNReLU(inputs, outputs, (1, k, k), (1, stride, stride)),
-                         ConvBNReLU(outputs, outputs, (k, 1, 1), (stride, 1, 1)))
+        super().__init__(
+            ConvBNReLU(inputs, outputs, (1, k, k), (1, stride, stride)),
+            ConvBNReLU(outputs, outputs, (k, 1, 1), (stride, 1, 1)),
+        )
+
 
 class Inception(nn.Module):
     """Four views of the same input, joined along the channels: 1x1, two separable 3x3x3, pooled."""
 
     def __init__(self, inputs, b0, b1_mid, b1, b2_mid, b2, b3):
         super().__init__()
-        one, pool = (1, 1, 1), nn.MaxPool3d(3, stride=1, padding=1)
+        one = (1, 1, 1)
+        pool = nn.MaxPool3d(3, stride=1, padding=1)
         self.branch0 = ConvBNReLU(inputs, b0, one)
         self.branch1 = nn.Sequential(ConvBNReLU(inputs, b1_mid, one), Separable(b1_mid, b1, 3))
         self.branch2 = nn.Sequential(ConvBNReLU(inputs, b2_mid, one), Separable(b2_mid, b2, 3))
         self.branch3 = nn.Sequential(pool, ConvBNReLU(inputs, b3, one))
+        self.outputs = b0 + b1 + b2 + b3
 
     def forward(self, x):
-        branches = self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)
-        return torch.cat(branches, dim=1)
+        return torch.cat(
+            [self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], dim=1
+        )
+
 
 class S3D(nn.Module):
     """The encoder. `width` scales every channel count (1.0: the paper's S3D, 7.9 M parameters)."""
 
     def __init__(self, width=1.0):
         super().__init__()
+        if width <= 0:
+            raise ValueError(f"width must be positive, got {width}")
 
-        def scaled(*channels):
-            return [max(1, round(c * width)) for c in channels]
+        def scaled(channels):
+            return max(1, round(channels * width))
 
-        def inception(*channels):  # its input is the previous layer's output
-            b0, b1_mid, b1, b2_mid, b2, b3 = scaled(*channels)
-            inputs, self.dim = self.dim, b0 + b1 + b2 + b3
-            return Inception(inputs, b0, b1_mid, b1, b2_mid, b2, b3)
-
-        c64, c192 = scaled(64, 192)
-        self.dim = c192
+        c64 = scaled(64)
+        c192 = scaled(192)
+        # fmt: off
+        layers = {                                                # for a clip of 32 x 128 x 128:
+            "conv_1a": Separable(3, c64, 7, stride=2),                          # 64 x 16 x 64 x 64
+            "pool_2a": nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),           # 64 x 16 x 32 x 32
+            "conv_2b": ConvBNReLU(c64, c64, (1, 1, 1)),                         # 64
+            "conv_2c": Separable(c64, c192, 3),                                 # 192
+            "pool_3a": nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),           # 192 x 16 x 16 x 16
+            "mixed_3b": (64, 96, 128, 16, 32, 32),                              # 256
+            "mixed_3c": (128, 128, 192, 32, 96, 64),                            # 480
+            "pool_4a": nn.MaxPool3d(3, 2, 1),                                   # 480 x 8 x 8 x 8
+            "mixed_4b": (192, 96, 208, 16, 48, 64),                             # 512
+            "mixed_4c": (160, 112, 224, 24, 64, 64),                            # 512
+            "mixed_4d": (128, 128, 256, 24, 64, 64),                            # 512
+            "mixed_4e": (112, 144, 288, 32, 64, 64),                            # 528
+            "mixed_4f": (256, 160, 320, 32, 128, 128),                          # 832
+            "pool_5a": nn.MaxPool3d(2, 2),                                      # 832 x 4 x 4 x 4
+            "mixed_5b": (256, 160, 320, 32, 128, 128),                          # 832
+            "mixed_5c": (384, 192, 384, 48, 128, 128),                          # 1024
+        }
+        # fmt: on
         self.layers = nn.Sequential()
-        for name, layer in (                               # output for a clip of 32 x 128 x 128
-                ("conv_1a", Separable(3, c64, 7, stride=2)),                   # 64 x 16 x 64 x 64
-                ("pool_2a", nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))),    # 64 x 16 x 32 x 32
-                ("conv_2b", ConvBNReLU(c64, c64, (1, 1, 1))),                  # 64
-                ("conv_2c", Separable(c64, c192, 3)),                          # 192
-                ("pool_3a", nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))),    # 192 x 16 x 16 x 16
-                ("mixed_3b", inception(64, 96, 128, 16, 32, 32)),              # 256
-                ("mixed_3c", inception(128, 128, 192, 32, 96, 64)),            # 480
-                ("pool_4a", nn.MaxPool3d(3, 2, 1)),                            # 480 x 8 x 8 x 8
-                ("mixed_4b", inception(192, 96, 208, 16, 48, 64)),             # 512
-                ("mixed_4c", inception(160, 112, 224, 24, 64, 64)),            # 512
-                ("mixed_4d", inception(128, 128, 256, 24, 64, 64)),            # 512
-                ("mixed_4e", inception(112, 144, 288, 32, 64, 64)),            # 528
-                ("mixed_4f", inception(256, 160, 320, 32, 128, 128)),          # 832
-                ("pool_5a", nn.MaxPool3d(2, 2)),                               # 832 x 4 x 4 x 4
-                ("mixed_5b", inception(256, 160, 320, 32, 128, 128)),          # 832
-                ("mixed_5c", inception(384, 192, 384, 48, 128, 128))):         # 1024
+        self.dim = c192
+        for name, layer in layers.items():
+            if isinstance(layer, tuple):  # an Inception's channels; it reads the layer before
+                layer = Inception(self.dim, *map(scaled, layer))
+                self.dim = layer.outputs
             self.layers.add_module(name, layer)
+
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, std=0.01)  # as in CoCLR and torchvision
-        self.register_buffer("mean", torch.tensor(IMAGENET[0]).view(1, 3, 1, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET[1]).view(1, 3, 1, 1, 1))
+        register_statistics(self)
         self.register_buffer("eps", torch.tensor(1e-5))
         self.register_load_state_dict_post_hook(S3D.apply_eps)
 
@@ -114,19 +131,31 @@ class S3D(nn.Module):
         for a clip of another shape or type, or one too small for the poolings."""
         shape = tuple(clip.shape)
         if clip.ndim != 5 or shape[1] != 3 or shape[2] < MIN_FRAMES or min(shape[3:]) < MIN_SIZE:
-            raise ValueError(f"S3D takes clips (B, 3, T, H, W) of at least {MIN_FRAMES} frames of "
-                             f"{MIN_SIZE} x {MIN_SIZE} pixels, got {shape}")
+            raise ValueError(
+                f"S3D takes clips (B, 3, T, H, W) of at least {MIN_FRAMES} frames of "
+                f"{MIN_SIZE} x {MIN_SIZE} pixels, got {shape}"
+            )
         x = normalise(clip, self.mean, self.std)
         if not self.training:  # channels last in memory: about half the time on a CPU
             x = x.contiguous(memory_format=torch.channels_last_3d)
         return self.layers(x).mean(dim=(2, 3, 4))  # (B, dim, T/8, H/32, W/32) -> (B, dim)
 
+
+def register_statistics(encoder):
+    """The mean and std of the input, ImageNet's until other weights are loaded."""
+    mean, std = torch.tensor(IMAGENET).view(2, 1, 3, 1, 1, 1)
+    encoder.register_buffer("mean", mean)
+    encoder.register_buffer("std", std)
+
+
 def normalise(clip, mean, std):
     """uint8 in 0..255 or float in 0..1 -> float with mean 0 and std 1; ValueError for others."""
-    if clip.dtype != torch.uint8 and not clip.is_floating_point():
-        raise ValueError(f"S3D takes uint8 clips in 0..255 or float ones in 0..1, got {clip.dtype}")
-    scale = 255 if clip.dtype == torch.uint8 else 1
-    return (clip.to(mean.dtype) / scale - mean) / std
+    if clip.dtype == torch.uint8:
+        clip = clip.to(mean.dtype) / 255
+    elif not clip.is_floating_point() or clip.numel() and clip.max() > 1:
+        raise ValueError("S3D takes uint8 clips in 0..255 or float clips in 0..1")
+    return (clip.to(mean.dtype) - mean) / std
+
 
 class FrameEncoder(nn.Module):
     """EfficientNet on single frames: the paper's point of comparison, the DFDC winner's model. B7,
@@ -135,31 +164,44 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, width=1.0, pretrained=False):
         super().__init__()
-        make, weights = models.efficientnet_b0, models.EfficientNet_B0_Weights.IMAGENET1K_V1
-        if width >= 1:
-            make, weights = models.efficientnet_b7, models.EfficientNet_B7_Weights.IMAGENET1K_V1
-        network = make()
+        network = models.efficientnet_b7() if width >= 1 else models.efficientnet_b0()
         if pretrained:
-            network.load_state_dict(read_checkpoint(weights.url))
-        self.layers, self.dim = network.features, network.classifier[1].in_features
-        self.register_buffer("mean", torch.tensor(IMAGENET[0]).view(1, 3, 1, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET[1]).view(1, 3, 1, 1, 1))
+            weights = models.EfficientNet_B7_Weights
+            if width < 1:
+                weights = models.EfficientNet_B0_Weights
+            network.load_state_dict(read_checkpoint(weights.IMAGENET1K_V1.url))
+        self.layers = network.features
+        self.dim = network.classifier[1].in_features
+        register_statistics(self)
 
     def forward(self, clip):
         frames = normalise(clip, self.mean, self.std).transpose(1, 2).flatten(0, 1)
-        embeddings = self.layers(frames).mean(dim=(2, 3))                    # (B * T, dim)
-        return embeddings.unflatten(0, (len(clip), -1)).mean(dim=1)          # (B, dim)
+        embeddings = self.layers(frames).mean(dim=(2, 3))  # (B * T, dim)
+        return embeddings.unflatten(0, (len(clip), -1)).mean(dim=1)  # (B, dim)
 
-URLS = {"kinetics400": models.video.S3D_Weights.KINETICS400_V1.url,
-        "coclr": "http://www.robots.ox.ac.uk/~htd/coclr/CoCLR-k400-rgb-128-s3d.pth.tar"}
-FORMATS = (  # keys start with, what it is, mean and std of the input, BatchNorm's eps
-    ("encoder_q.0.", "CoCLR pre-training", IMAGENET, 1e-5),
-    ("backbone.", "CoCLR classifier", IMAGENET, 1e-5),
-    ("features.", "torchvision S3D", KINETICS, 1e-3),
-    ("layers.", "S3D of this project", None, None))
+
+URLS = {
+    "kinetics400": models.video.S3D_Weights.KINETICS400_V1.url,
+    "coclr": "http://www.robots.ox.ac.uk/~htd/coclr/CoCLR-k400-rgb-128-s3d.pth.tar",
+}
+FORMATS = {  # keys start with: what it is, mean and std of the input, BatchNorm's eps
+    "encoder_q.0.": ("CoCLR pre-training", IMAGENET, 1e-5),
+    "backbone.": ("CoCLR classifier", IMAGENET, 1e-5),
+    "features.": ("torchvision S3D", KINETICS, 1e-3),
+    "layers.": ("S3D of this project", None, None),
+}
 # CoCLR's names and ours; conv1, bn1 and conv2, bn2 are the two halves of a separable convolution
-COCLR_NAMES = {"branch0.0.conv": "branch0.conv", "branch0.0.bn": "branch0.bn", "conv1.": "0.0.",
-               "bn1.": "0.1.", "conv2.": "1.0.", "bn2.": "1.1.", "conv.": "0.", "bn.": "1."}
+COCLR_NAMES = {
+    "branch0.0.conv": "branch0.conv",
+    "branch0.0.bn": "branch0.bn",
+    "conv1.": "0.0.",
+    "bn1.": "0.1.",
+    "conv2.": "1.0.",
+    "bn2.": "1.1.",
+    "conv.": "0.",
+    "bn.": "1.",
+}
+
 
 def load_pretrained(model, source):
     """Load pre-trained weights into an S3D: "kinetics400" (torchvision's supervised ones, for the
@@ -174,30 +216,36 @@ def load_pretrained(model, source):
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
     tensors = {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
+    prefix = next((p for p in FORMATS if any(key.startswith(p) for key in tensors)), None)
+    if prefix is None:
+        raise ValueError(
+            f"{source} does not hold an S3D: expected keys that start with {', '.join(FORMATS)}, "
+            f"found {list(tensors)[:3]}"
+        )
+
     layers = [name for name, _ in model.layers.named_children()]
-    for prefix, origin, statistics, eps in FORMATS:
+    weights = {name: tensors[name] for name in ("mean", "std", "eps") if name in tensors}
+    for key, value in tensors.items():
         # CoCLR saves every tensor twice, the second time below block1 ... block5.
-        chosen = [key for key in tensors if key.startswith(prefix)
-                  and not key.startswith(f"{prefix}block")]
-        weights = {own_name(key.removeprefix(prefix), layers): tensors[key] for key in chosen}
-        if weights:
-            break
-    else:
-        raise ValueError(f"{source} does not hold an S3D: expected keys that start with "
-                         f"{', '.join(row[0] for row in FORMATS)}, found {list(tensors)[:3]}")
-    if statistics:
+        if key.startswith(prefix) and not key.startswith(f"{prefix}block"):
+            weights[own_name(key.removeprefix(prefix), layers)] = value
+    origin, statistics, eps = FORMATS[prefix]
+    if statistics is not None:
         weights["mean"], weights["std"] = torch.tensor(statistics).view(2, 1, 3, 1, 1, 1)
         weights["eps"] = torch.tensor(eps)
-    else:
-        weights |= {key: tensors.get(key) for key in ("mean", "std", "eps")}
+
     needed = model.state_dict()
     for name in sorted(weights.keys() | needed.keys()):
-        theirs, ours = (getattr(each.get(name), "shape", "missing") for each in (weights, needed))
+        theirs = getattr(weights.get(name), "shape", "missing")
+        ours = getattr(needed.get(name), "shape", "missing")
         if theirs != ours:
-            raise ValueError(f"{source} ({origin}) does not fit this S3D, nothing was loaded: "
-                             f"{name} is {theirs} in the file, {ours} in the model")
+            raise ValueError(
+                f"{source} ({origin}) does not fit this S3D, nothing was loaded: "
+                f"{name} is {theirs} in the file, {ours} in the model"
+            )
     model.load_state_dict(weights)
     print(f"S3D: loaded {source} ({origin})")
+
 
 def own_name(key, layers):
     """The name in S3D of a tensor of CoCLR, torchvision or S3D itself; layers: S3D's own."""
@@ -208,32 +256,37 @@ def own_name(key, layers):
         rest = rest.replace(theirs, ours)
     return f"layers.{layer.lower()}.{rest}"
 
+
 def read_checkpoint(source):
     """The dictionary at a URL (downloaded once) or a path."""
     try:
         if str(source).startswith("http"):
-            return torch.hub.load_state_dict_from_url(source, map_location="cpu", check_hash=True,
-                                                      weights_only=True)
+            return torch.hub.load_state_dict_from_url(
+                source, map_location="cpu", check_hash=True, weights_only=True
+            )
         return dict(torch.load(source, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no weights at {source} ({error}); a download may be put into "
-                                    f"{torch.hub.get_dir()}/checkpoints by hand") from None
-        raise ValueError(f"{source} cannot be read safely, as tensors and plain values") from None
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{source} is not a checkpoint ({type(error).__name__})") from None
+        if not Path(source).is_file():
+            raise FileNotFoundError(
+                f"no weights at {source} ({error}); a download may be put into "
+                f"{torch.hub.get_dir()}/checkpoints by hand"
+            ) from None
+        raise ValueError(f"{source} cannot be read safely, as tensors and plain values") from None
+
 
 def main():
     """The lesson: what each layer puts out, holds and costs for the paper's clip."""
-    model, clip = S3D().eval(), torch.zeros(1, 3, 32, 128, 128, dtype=torch.uint8)
+    model = S3D().eval()
+    clip = torch.zeros(1, 3, 32, 128, 128, dtype=torch.uint8)
     print(f"{'layer':10}{'channels x T x H x W':>24}{'parameters':>13}{'GFLOP':>9}")
     x = normalise(clip, model.mean, model.std)
     for name, layer in [*model.layers.named_children(), ("together", model)]:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            x = layer(clip) if layer is model else layer(x)
+            x = layer(clip if layer is model else x)
         shape = " x ".join(map(str, x.shape[1:]))
         parameters = sum(p.numel() for p in layer.parameters())
         print(f"{name:10}{shape:>24}{parameters:13,}{counter.get_total_flops() / 1e9:9.2f}")
+
 
 if __name__ == "__main__":
     main()

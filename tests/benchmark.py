@@ -2,6 +2,7 @@
 """How fast and how large, beside torchvision's S3D as it comes (not on Windows): about four minutes
 on two CPU cores. The encoders live in a process each and take turns, so that a noisy machine is
 noisy for all. With the two allocator variables, glibc keeps the memory that torch frees."""
+
 import contextlib
 import copy
 import multiprocessing
@@ -30,6 +31,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH, FRAMES, SIZE = 16 if DEVICE == "cuda" else 4, 32, 128
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 
+
 class TorchvisionS3D(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -39,6 +41,7 @@ class TorchvisionS3D(torch.nn.Module):
         mean, std = torch.tensor(KINETICS, device=clip.device).view(2, 1, 3, 1, 1, 1)
         return self.features((clip / 255 - mean) / std).mean(dim=(2, 3, 4))
 
+
 def prepare(who, task):
     """In the process of one encoder: set prepare.work, the function that is timed."""
     torch.manual_seed(0)
@@ -47,9 +50,14 @@ def prepare(who, task):
         torch.save(theirs.state_dict(), path)
         args = train.parse(["--data", "none", "--init", path, "--mode", "bin_contrastive"])
         nets = train.build_networks(args, multi_classes=4)
-        torch.save({"config": {**vars(args), "format": evaluation.FORMAT},
-                    "encoder": nets["encoder"].state_dict(),
-                    "bin_classifier": nets["bin_classifier"].state_dict()}, path)
+        torch.save(
+            {
+                "config": train.settings(args),
+                "encoder": nets["encoder"].state_dict(),
+                "bin_classifier": nets["bin_classifier"].state_dict(),
+            },
+            path,
+        )
         encoder, _, _ = evaluation.load_checkpoint(path, DEVICE)
     if who == "torchvision":
         args.precision, encoder, nets["encoder"] = "fp32", theirs.to(DEVICE).eval(), theirs
@@ -59,33 +67,46 @@ def prepare(who, task):
     y = torch.arange(BATCH, device=DEVICE) % 2
     nets["bin_queue"].enqueue(torch.eye(128, device=DEVICE).repeat(16, 1), y.repeat(2048 // BATCH))
     optimizer = torch.optim.AdamW([p for p in nets.parameters() if p.requires_grad], lr=args.lr)
-    scaler = torch.amp.GradScaler(DEVICE, enabled=args.precision == "fp16")
 
     def work():
         if task == "inference":
             with torch.no_grad():
                 return encoder(clip).cpu()
-        return train.training_step(nets.train(), args, optimizer, scaler, clip, y, y)
+        return train.training_step(nets.train(), args, optimizer, clip, y, y)
+
     prepare.work = work
+
 
 def measured():
     """What prepare.work returns, and the peak memory in MB so far."""
     result = prepare.work()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-        return result, torch.cuda.max_memory_allocated() / 2 ** 20
-    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
+        return result, torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
     return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
 
 def compare(title, works, rounds=7):
     """Time works {name: function of the round}, in turn, and compare them with the last one."""
-    times = 1e3 * np.array([[timeit(partial(work, number), number=1) for work in works.values()]
-                            for number in range(rounds + 1)])[1:]
+    times = (
+        1e3
+        * np.array(
+            [
+                [timeit(partial(work, number), number=1) for work in works.values()]
+                for number in range(rounds + 1)
+            ]
+        )[1:]
+    )
     medians = np.median(times, axis=0)
     print(f"\n{title}: median [minimum .. maximum]")
     for name, median, each in zip(works, medians, times.T):
-        print(f"  {name:28}{median:9.1f} ms [{each.min():.1f} .. {each.max():.1f}]"
-              f"{medians[-1] / median:9.2f} times as fast", flush=True)
+        print(
+            f"  {name:28}{median:9.1f} ms [{each.min():.1f} .. {each.max():.1f}]"
+            f"{medians[-1] / median:9.2f} times as fast",
+            flush=True,
+        )
+
 
 def encoders(task):
     names = "ours", "ours, allocator variables", "torchvision"
@@ -96,12 +117,15 @@ def encoders(task):
         with mock.patch.dict(os.environ, ALLOCATOR if "variables" in who else {}):
             latest[who] = pools[who].submit(measured).result()
 
-    compare(f"{task}, {BATCH} clips of {FRAMES} x {SIZE} x {SIZE}",
-            {who: partial(work, who) for who in names})
+    compare(
+        f"{task}, {BATCH} clips of {FRAMES} x {SIZE} x {SIZE}",
+        {who: partial(work, who) for who in names},
+    )
     print("  peak memory:", ", ".join(f"{who} {peak:.0f} MB" for who, (_, peak) in latest.items()))
     if task == "inference":
         ours, theirs = latest["ours"][0], latest["torchvision"][0]
         print(f"  embeddings differ by {(ours - theirs).norm() / theirs.norm():.1e} of their norm")
+
 
 def reading(folder):
     for part in ("original", *MANIPULATIONS.values()):
@@ -114,17 +138,24 @@ def reading(folder):
     writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 25, (640, 480))
     for i in range(120):
         noise = rng.integers(0, 24, (480, 640, 3), dtype=np.uint8)
-        writer.write(cv2.add(picture[i:i + 480, i:i + 640], noise))
+        writer.write(cv2.add(picture[i : i + 480, i : i + 640], noise))
     writer.release()
-    decoded, cached = (FFPP(folder, "train", "none", augment=False, cache=cache)
-                       for cache in (None, f"{folder}/cache"))
-    compare(f"{FRAMES} frames at random places of a video of 640 x 480, MPEG-4", {
-        "from the cache": lambda seed: cached[0, seed],
-        "decoded": lambda seed: decoded[0, seed]}, rounds=25)
+    decoded, cached = (
+        FFPP(folder, "train", "none", augment=False, cache=cache)
+        for cache in (None, f"{folder}/cache")
+    )
+    compare(
+        f"{FRAMES} frames at random places of a video of 640 x 480, MPEG-4",
+        {"from the cache": lambda seed: cached[0, seed], "decoded": lambda seed: decoded[0, seed]},
+        rounds=25,
+    )
+
 
 if __name__ == "__main__":
-    print(f"{os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}, {DEVICE}; torch "
-          f"{torch.__version__}, torchvision {torchvision.__version__}, OpenCV {cv2.__version__}")
+    print(
+        f"{os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}, {DEVICE}; torch "
+        f"{torch.__version__}, torchvision {torchvision.__version__}, OpenCV {cv2.__version__}"
+    )
     encoders("inference")
     encoders("training step")
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,7 +2,6 @@
 import functools
 import hashlib
 import os
-import re
 import runpy
 import shutil
 from itertools import product
@@ -21,24 +20,34 @@ H264 = Path(__file__).parent / "fixtures/h264_bframes.mp4"  # 112 x 80, up to 3 
 KAGGLE = {"original": "original", **MANIPULATIONS}
 OFFICIAL = {name: f"manipulated_sequences/{folder}/c23/videos" for name, folder in KAGGLE.items()}
 OFFICIAL["original"] = "original_sequences/youtube/c23/videos"
-MULTI = {"DF": (0, -1, 1, 2, 3), "F2F": (0, 1, -1, 2, 3), "FS": (0, 1, 2, -1, 3),
-         "NT": (0, 1, 2, 3, -1), "none": (0, 1, 2, 3, 4)}  # of original, DF, F2F, FS, NT
+MULTI = {
+    "DF": (0, -1, 1, 2, 3),
+    "F2F": (0, 1, -1, 2, 3),
+    "FS": (0, 1, 2, -1, 3),
+    "NT": (0, 1, 2, 3, -1),
+    "none": (0, 1, 2, 3, 4),
+}  # of original, DF, F2F, FS, NT
+
 
 @pytest.fixture(scope="module", params=[OFFICIAL, KAGGLE], ids=["official", "kaggle"])
 def tree(request, tmp_path_factory):
     """The names of the whole FF++, 5,000 empty files, beside a folder that is not part of it."""
-    root, fakes = tmp_path_factory.mktemp("tree"), request.param["DF"]
-    for folder in (*request.param.values(), fakes.replace("Deepfakes", "FaceShifter")):
+    root = tmp_path_factory.mktemp("tree")
+    unknown = request.param["DF"].replace("Deepfakes", "FaceShifter")
+    for folder in (*request.param.values(), unknown):
         (root / folder).mkdir(parents=True)
-        for target, ids in ((target, ids) for ids in SPLITS.values() for target in ids):
-            source = "" if "original" in folder else f"_{ids[ids.index(target) ^ 1]}"
-            (root / folder / f"{target}{source}.mp4").touch()
+        for ids in SPLITS.values():
+            for index, target in enumerate(ids):
+                source = "" if "original" in folder else f"_{ids[index ^ 1]}"
+                (root / folder / f"{target}{source}.mp4").touch()
     return root
+
 
 def changing(count):
     """Pictures of 48 x 36 that become brighter."""
     noise = np.random.default_rng(0).integers(0, 120, (6, 8, 3), dtype=np.uint8)
     return [cv2.resize(noise, (48, 36)) + np.uint8(2 * number) for number in range(count)]
+
 
 def write(path, pictures, codec="FFV1"):
     out = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 25, pictures[0].shape[1::-1])
@@ -47,12 +56,13 @@ def write(path, pictures, codec="FFV1"):
     out.release()
     return path
 
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     """A folder of videos, most of them with a wrong header."""
     folder = tmp_path_factory.mktemp("odd")
     whole = write(folder / "whole.mkv", changing(60)).read_bytes()
-    (folder / "cut.mkv").write_bytes(whole[:len(whole) * 6 // 10])
+    (folder / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
     write(folder / "few.mpg", changing(60), "MPG1")  # OpenCV 4.14 promises 56
     write(folder / "short.mkv", changing(5))
     for name in ("whole", "cut", "short"):  # the element Duration becomes a Void
@@ -60,10 +70,12 @@ def odd(tmp_path_factory):
         (folder / f"{name}_endless.mkv").write_bytes(content)
     return folder
 
+
 @functools.cache
 def sequential(path):
     """All frames, as OpenCV reads them one after the other."""
     return [frame for _, frame in iter(cv2.VideoCapture(str(path)).read, (False, None))]
+
 
 def numbers(clip, path):
     """Which frames a clip (3, T, H, W) shows, unresized: its size is 8/9 of the video's height."""
@@ -72,6 +84,7 @@ def numbers(clip, path):
     known = {f[rows, columns, ::-1].tobytes(): number for number, f in enumerate(sequential(path))}
     return [known.get(picture.numpy().tobytes()) for picture in clip.permute(1, 2, 3, 0)]
 
+
 def five_times(root, video, split="train", **more):
     """FFPP whose only identity shows this video in each of the five classes."""
     for folder in KAGGLE.values():
@@ -79,18 +92,23 @@ def five_times(root, video, split="train", **more):
         shutil.copy2(video, root / folder / f"{SPLITS[split][0]}{video.suffix}")
     return FFPP(root, split, "none", **{"frames": 8, "size": 32, "clips": 3, **more})
 
+
 def scene(*faces):
     """A grey picture with portraits (side, left, top)."""
     picture = np.full((180, 300, 3), 128, np.uint8)
     for side, left, top in faces:
         portrait = cv2.imread(str(H264.with_name("portrait.jpg")))
-        picture[top:top + side, left:left + side] = cv2.resize(portrait, (side, side))
+        picture[top : top + side, left : left + side] = cv2.resize(portrait, (side, side))
     return picture
 
+
 def test_the_splits_are_the_official_ones():
-    digests = [hashlib.sha256(" ".join(sorted(SPLITS[split])).encode()).hexdigest()[:16]
-               for split in ("train", "val", "test")]  # of the published train.json, ...
+    digests = [
+        hashlib.sha256(" ".join(sorted(SPLITS[split])).encode()).hexdigest()[:16]
+        for split in ("train", "val", "test")
+    ]  # of the published train.json, ...
     assert digests == ["dda8349aa6e28d4d", "c4d997e4b39e8efc", "75030e119e56b038"]
+
 
 @pytest.mark.parametrize("holdout", MULTI)
 def test_the_held_out_manipulation_is_in_the_test_split_only_and_has_no_label(tree, holdout):
@@ -102,6 +120,7 @@ def test_the_held_out_manipulation_is_in_the_test_split_only_and_has_no_label(tr
         for (path, name, target), *y in zip(videos.videos, videos.binary, videos.multi):
             assert KAGGLE[name] in path.as_posix() and y == [name != "original", labels[name]]
             assert path.stem.startswith(target) and set(path.stem.split("_")) <= set(SPLITS[split])
+
 
 def test_missing_videos_are_counted_and_fakes_without_their_original_left_out(tree, tmp_path):
     root = shutil.copytree(tree, tmp_path / "with spaces and ü", copy_function=os.link)
@@ -115,6 +134,7 @@ def test_missing_videos_are_counted_and_fakes_without_their_original_left_out(tr
     with pytest.raises(FileNotFoundError, match="FS"):
         FFPP(root, "val", "DF")
 
+
 def test_hidden_files_are_no_videos_and_all_usual_endings_are(tmp_path):
     endings = "mp4 avi mov mkv webm MP4 m4v mpg mpeg wmv flv 3gp ts mts m2ts ogv".split()
     names = {f"{number}.{ending}" for number, ending in enumerate(endings)}
@@ -122,6 +142,7 @@ def test_hidden_files_are_no_videos_and_all_usual_endings_are(tmp_path):
     for name in ("._0.mp4", ".DS_Store", "a.png", *names):
         (tmp_path / "original" / name).touch()
     assert {path.name for path in data.list_videos(tmp_path)["original"].values()} == names
+
 
 def test_a_folder_without_videos_of_ffpp_is_refused_with_the_layout(tree, tmp_path):
     for folder in ("original/000", "original_sequences/youtube/c23/frames/000"):
@@ -133,6 +154,7 @@ def test_a_folder_without_videos_of_ffpp_is_refused_with_the_layout(tree, tmp_pa
         for part in (str(root), compression, "original_sequences/youtube", "original/", "images"):
             assert part in str(error.value) and "\n" not in str(error.value)
 
+
 def test_100_000_files_are_listed_without_opening_a_video(tmp_path, monkeypatch):
     for folder in OFFICIAL.values():
         (tmp_path / folder).mkdir(parents=True)
@@ -142,14 +164,19 @@ def test_100_000_files_are_listed_without_opening_a_video(tmp_path, monkeypatch)
     monkeypatch.setattr(cv2, "VideoCapture", None)
     assert [len(FFPP(tmp_path, split, "DF")) for split in SPLITS] == [2880, 560, 700]
 
+
 def test_import_lesson_and_construction_write_no_files(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["data.py"])
     names = runpy.run_path(data.__file__, run_name="__main__")
     names["FFPP"](tree, "train", "DF", cache=tmp_path / "cache")
     assert "720" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize("name, frames", [(H264, 50), ("whole.mkv", 50), ("whole_endless.mkv", 50),
-                                          ("few.mpg", 50), ("cut.mkv", 30)])
+
+@pytest.mark.parametrize(
+    "name, frames",
+    [(H264, 50), ("whole.mkv", 50), ("whole_endless.mkv", 50), ("few.mpg", 50), ("cut.mkv", 30)],
+)
 def test_training_clips_start_anywhere_and_equal_a_sequential_decode(odd, name, frames, tmp_path):
     size = len(sequential(odd / name)[0]) * 8 // 9
     for cache in (None, tmp_path / "cache"):
@@ -160,6 +187,7 @@ def test_training_clips_start_anywhere_and_equal_a_sequential_decode(odd, name, 
         assert {clip[0] for clip in clips} == set(range(last + 1))
         assert all(clip == list(range(clip[0], clip[0] + frames)) for clip in clips)
         assert name == "few.mpg" or last == len(sequential(odd / name)) - frames
+
 
 @pytest.mark.parametrize("name", ["whole", "cut", "whole_endless", "cut_endless", "few"])
 def test_evaluation_clips_lie_evenly_over_the_frames_that_exist(odd, name, tmp_path, monkeypatch):
@@ -173,20 +201,26 @@ def test_evaluation_clips_lie_evenly_over_the_frames_that_exist(odd, name, tmp_p
     assert (clips.shape, clips.dtype, binary, multi) == ((3, 3, 8, 32, 32), torch.uint8, 1, 1)
     cached = five_times(tmp_path, path, "test", cache=tmp_path / "cache")
     assert torch.equal(cached[1][0], clips)
-    assert torch.equal(read_video(path, 8, 32, clips=3, crop="frame")[0], clips)
+    assert torch.equal(read_video(path, 8, 32, clips=3, crop="frame"), clips)
 
-def test_a_short_video_runs_forwards_and_backwards(odd, tmp_path):
+
+def test_a_short_video_stays_on_its_last_frame(odd, tmp_path):
     for name, cache in product(("short.mkv", "short_endless.mkv"), (None, tmp_path / "cache")):
-        more = {"frames": 10, "augment": False, "cache": cache}
-        clips = [five_times(tmp_path, odd / name, **more)[0, 3][0],
-                 *five_times(tmp_path, odd / name, "test", **more)[0][0]]
-        assert [numbers(clip, odd / name) for clip in clips] == [[0, 1, 2, 3, 4, 3, 2, 1, 0, 1]] * 4
+        more = {"frames": 8, "augment": False, "cache": cache}
+        clips = [
+            five_times(tmp_path, odd / name, **more)[0, 3][0],
+            *five_times(tmp_path, odd / name, "test", **more)[0][0],
+        ]
+        assert [numbers(clip, odd / name) for clip in clips] == [[0, 1, 2, 3, 4, 4, 4, 4]] * 4
+
 
 def test_augmentation_is_drawn_once_per_clip(tmp_path):
-    videos = five_times(tmp_path, write(tmp_path / "still.mkv", changing(1) * 12))
-    clips = [videos[0, seed][0] for seed in range(12)]
-    assert all(torch.equal(clip, clip[:, :1].expand_as(clip)) for clip in clips)
-    assert len({clip.float().mean().item() for clip in clips}) == 12
+    dark_then_bright = changing(1) * 12 + [changing(1)[0] + np.uint8(1)]
+    videos = five_times(tmp_path, write(tmp_path / "still.mkv", dark_then_bright))
+    clips = [videos[0, seed][0][:, :7] for seed in range(12)]
+    steady = [clip for clip in clips if torch.equal(clip, clip[:, :1].expand_as(clip))]
+    assert len(steady) >= 10 and len({clip.float().mean().item() for clip in clips}) == 12
+
 
 def test_training_windows_are_cut_from_frames_that_were_resized_once(odd, tmp_path, monkeypatch):
     monkeypatch.setattr(data.v2, "ColorJitter", lambda *_: torch.nn.Identity())
@@ -199,28 +233,35 @@ def test_training_windows_are_cut_from_frames_that_were_resized_once(odd, tmp_pa
     assert len(cut) == 20 and {step for step, _, _ in cut} == {1, -1}
     assert {top for _, top, _ in cut} == {left for _, _, left in cut} == set(range(5))
 
+
 @pytest.mark.parametrize("face, top, left", [((30, 4, 12, 12), 1, 27), ((40, 30, 9, 12), 18, 30)])
 def test_all_videos_of_an_identity_show_the_square_around_one_face(odd, tmp_path, face, top, left):
     faces = {SPLITS["test"][0]: face, SPLITS["test"][1]: (0, 0, 12, 12)}
     videos = five_times(tmp_path, odd / "whole.mkv", "test", size=16, faces=faces)
-    expected = sequential(odd / "whole.mkv")[8][top + 1:top + 17, left + 1:left + 17, ::-1]
+    expected = sequential(odd / "whole.mkv")[8][top + 1 : top + 17, left + 1 : left + 17, ::-1]
     assert all(np.array_equal(videos[i][0][0, :, 0].permute(1, 2, 0), expected) for i in range(5))
+
 
 def test_the_cache_tells_sizes_faces_and_replaced_files_apart(odd, tmp_path):
     whole, face = odd / "whole.mkv", {SPLITS["test"][0]: (4, 4, 20, 20)}
     for video, size, faces in product((whole, odd / "cut.mkv"), (32, 40), (None, face)):
-        fresh, cached = [five_times(tmp_path, video, "test", size=size, faces=faces, cache=cache)[0]
-                         for cache in (None, tmp_path / "cache")]
+        data.fingerprint.cache_clear()  # a process does not expect that a video is replaced
+        fresh, cached = [
+            five_times(tmp_path, video, "test", size=size, faces=faces, cache=cache)[0]
+            for cache in (None, tmp_path / "cache")
+        ]
         assert torch.equal(fresh[0], cached[0])
+
 
 def test_many_processes_may_fill_one_cache_and_then_nothing_is_decoded(odd, tmp_path, monkeypatch):
     expected, _, _ = five_times(tmp_path, odd / "whole.mkv", "test")[0]
     videos = five_times(tmp_path, odd / "whole.mkv", "test", cache=tmp_path / "cache")
     for pair in zip(*[DataLoader(videos, num_workers=2) for _ in range(2)], strict=True):
         assert all(torch.equal(clips[0], expected) for clips, _, _ in pair)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"] * 5
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy"}
     monkeypatch.setattr(cv2, "VideoCapture", None)
     assert torch.equal(videos[0][0], expected)
+
 
 def test_an_unreadable_video_is_named_and_leaves_nothing_in_the_cache(tmp_path):
     (tmp_path / "half.mp4").write_bytes(b"half a download")
@@ -230,14 +271,21 @@ def test_an_unreadable_video_is_named_and_leaves_nothing_in_the_cache(tmp_path):
             videos[(0, 1) if split == "train" else 0]
     assert not list(tmp_path.glob("cache/*"))
 
+
 def test_a_seed_decides_an_item_for_any_number_of_workers(odd, tmp_path):
     videos = five_times(tmp_path, odd / "whole.mkv")
-    for pair in zip(*[DataLoader(videos, batch_sampler=EpochBatches(videos, 2), num_workers=workers)
-                      for workers in (0, 2)], strict=True):
+    for pair in zip(
+        *[
+            DataLoader(videos, batch_sampler=EpochBatches(videos, 2), num_workers=workers)
+            for workers in (0, 2)
+        ],
+        strict=True,
+    ):
         assert all(torch.equal(here, there) for here, there in zip(*pair))
     before = torch.get_rng_state()
     assert not torch.equal(videos[0, 1][0], videos[0, 2][0])
     assert torch.equal(before, torch.get_rng_state())
+
 
 def test_each_fake_comes_once_per_epoch_next_to_its_own_original(tree):
     videos = FFPP(tree, "train", "NT")
@@ -252,34 +300,48 @@ def test_each_fake_comes_once_per_epoch_next_to_its_own_original(tree):
         assert {len(batch) for batch in epochs[-1]} == {14} and len(batches) == 308
     assert epochs[0] == epochs[2] != epochs[1] and epochs[0] != list(EpochBatches(videos, 14))
 
-@pytest.mark.parametrize("balance", ["binary", "none"])
-def test_the_shares_of_the_ranks_are_whole_pairs_that_join_to_one_batch(tree, balance):
+
+def test_the_shares_of_the_ranks_are_whole_pairs_that_join_to_one_batch(tree):
     videos = FFPP(tree, "train", "NT")
-    shares = [list(EpochBatches(videos, 16, balance, 3, rank, ranks=4)) for rank in range(4)]
-    joined = [sum(batch, []) for batch in zip(*shares, strict=True)]
-    assert joined == list(EpochBatches(videos, 16, balance, 3))
-    if balance == "binary":
-        assert all(sum(videos.binary[i] for i, _ in share) == 2 for share in sum(shares, []))
-    else:  # every video once
-        assert sorted(index for index, _ in sum(joined, [])) == list(range(2880))
+    shares = [list(EpochBatches(videos, 16, 3, rank, ranks=4)) for rank in range(4)]
+    for batch, *parts in zip(EpochBatches(videos, 16, 3), *shares, strict=True):
+        assert batch == [draw for part in parts for draw in part]
+        for part in parts:
+            assert [videos.binary[index] for index, _ in part] == [1, 0, 1, 0]
+
 
 def test_own_videos_get_the_face_in_the_middle_of_each_clip(tmp_path):
     left, empty, right = scene((120, 10, 20)), scene(), scene((120, 170, 20))
     pictures = [empty] * 4 + [left] * 3 + [empty] * 4 + [right] * 4 + [empty] * 3
     pictures = [np.maximum(picture, 3 * number) for number, picture in enumerate(pictures)]
     walk = write(tmp_path / "walk.mkv", pictures)
-    clips, faces = read_video(walk, 6, 32, clips=3)  # of frames 2 to 7, 6 to 11 and 10 to 15
-    assert clips.shape == (2, 3, 6, 32, 32) and "face" in faces[1]
-    assert 10 < faces[0][0] < 75 and 170 < faces[2][0] < 235
+    clips = read_video(walk, 6, 32, clips=3)  # of frames 2 to 7, 6 to 11 and 10 to 15
+    assert clips.shape == (2, 3, 6, 32, 32)  # the middle one shows no face
+    assert (clips[:, :, 3].float().std(dim=(1, 2, 3)) > 20).all()  # the wall is grey
+
 
 def test_clips_that_do_not_change_are_left_out(tmp_path):
     write(tmp_path / "half.mkv", changing(1) * 8 + changing(8))
-    clips, faces = read_video(tmp_path / "half.mkv", 8, 32, clips=4, crop="frame")
-    assert ["change" in face for face in faces] == [True, False, False, False] and len(clips) == 3
+    clips = read_video(tmp_path / "half.mkv", 8, 32, clips=4, crop="frame")
+    assert len(clips) == 3 and all(map(data.changes, clips.transpose(1, 2)))
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+def test_a_video_that_never_changes_is_unreadable_everywhere(tmp_path, frames):
     still = write(tmp_path / "still.mkv", changing(1) * 16)
     with pytest.raises(UnreadableVideo, match="still.mkv.*do not change"):
-        read_video(still, 8, 32, clips=4, crop="frame")
-    assert len(read_video(still, 1, 32, clips=4, crop="frame")[0]) == 4  # single frames
+        read_video(still, frames, 32, clips=4, crop="frame")
+    for split, cache in product(("train", "test"), (None, tmp_path / "cache")):
+        videos = five_times(tmp_path, still, split, frames=8, cache=cache)
+        with pytest.raises(UnreadableVideo, match=f"{SPLITS[split][0]}.mkv.*do not change"):
+            videos[(0, 1) if split == "train" else 0]
+
+
+def test_a_clip_that_does_not_change_is_trained_on_if_its_video_does(tmp_path):
+    late = write(tmp_path / "late.mkv", changing(1) * 30 + changing(2))
+    videos = five_times(tmp_path, late, augment=False)
+    assert any(not data.changes(videos[0, seed][0].transpose(0, 1)) for seed in range(9))
+
 
 def test_pixels_are_made_square(tmp_path):
     picture = np.zeros((64, 80, 3), np.uint8)
@@ -287,27 +349,122 @@ def test_pixels_are_made_square(tmp_path):
     film = bytearray(write(tmp_path / "tv.mpg", [picture] * 9, "MPG1").read_bytes())
     film[film.index(b"\0\0\1\xb3") + 7] ^= 0x30  # aspect 1 becomes 2: 1.485 times as wide as high
     (tmp_path / "tv.mpg").write_bytes(film)
-    white = read_video(tmp_path / "tv.mpg", 1, 56, clips=1, crop="frame")[0][0, 0, 0] > 127
+    white = read_video(tmp_path / "tv.mpg", 1, 56, clips=1, crop="frame")[0, 0, 0] > 127
     assert white.any(0).sum() == pytest.approx(48, abs=2) == white.any(1).sum()
 
-def test_the_largest_face_that_several_pictures_agree_on_is_chosen():
-    alone = scene((80, 200, 20))
-    both = scene((180, 0, 0), (80, 200, 20))  # the cascade is surer of the smaller one, 31 to 25
-    for pictures in ([both], [both] * 2, [alone, both, both]):
-        (left, _, width, _), number = data.find_face(pictures)
-        assert left < 100 and width > 60 and number == 2
-    assert data.find_face([alone, alone, both])[0][0] > 200
 
-def test_face_boxes_are_kept_until_a_video_is_replaced(tmp_path, monkeypatch, capsys):
+def test_the_largest_face_that_several_pictures_agree_on_is_chosen():
+    alone = data.detect_faces(scene((80, 200, 20)))
+    both = data.detect_faces(scene((180, 0, 0), (80, 200, 20)))  # surer of the smaller one
+    for detections in ([both], [both] * 2, [alone, both, both]):
+        left, _, width, _ = data.agreed_face(detections)
+        assert left < 100 and width > 60
+    assert data.agreed_face([alone, alone, both])[0] > 200
+    assert data.agreed_face([[], []]) is None
+
+
+def test_a_face_box_is_the_hull_of_a_moving_face_and_no_others():
+    moving = [[[x, 50, 100, 100], [5, 5, 30, 30]] for x in (100, 105, 110, 100, 105)]
+    assert data.agreed_face([*moving, [[300, 50, 100, 100]]]) == [100, 50, 110, 100]
+
+
+def test_face_boxes_are_found_again_for_a_copy_and_not_for_a_replaced_video(tmp_path, monkeypatch):
     videos = {name: tmp_path / f"{name}.mkv" for name in ("one", "two", "broken")}
-    write(videos["one"], [scene((120, 10, 20))] * 5)
-    write(videos["two"], [scene((150, 10, 20), (90, 190, 20))] * 5)
+    write(videos["one"], [scene((120, 10, 20)), scene((120, 12, 20))] * 8)
+    write(videos["two"], [scene((150, 10, 20), (90, 190, 20)), scene((150, 12, 20))] * 8)
     videos["broken"].write_bytes(b"half a download")
-    first = data.find_faces(videos, tmp_path / "faces.json")
-    assert first["broken"] is None and first["one"][0] < 75 and first["two"][0] < 75
-    assert re.findall("several|[0-9]+", capsys.readouterr().out) == ["1", "3", "1", "several"]
-    for name in ("one", "broken"):
-        write(videos[name], [scene()] * 5)
-    monkeypatch.setattr(data, "find_face", lambda pictures: ((len(pictures), 0, 9, 9), 1))
-    second = data.find_faces(videos, tmp_path / "faces.json")
-    assert second == {"one": (5, 0, 9, 9), "two": first["two"], "broken": (5, 0, 9, 9)}
+    first = data.find_faces(videos, tmp_path)
+    assert first.keys() == {"one", "two"} and first["one"][0] < 75 and first["two"][0] < 75
+
+    monkeypatch.setattr(data, "agreed_face", lambda detections: [len(detections), 0, 9, 9])
+    (tmp_path / "copy").mkdir()
+    copies = {name: shutil.copy(videos[name], tmp_path / "copy") for name in first}
+    copies = {name: Path(path) for name, path in copies.items()}
+    assert data.find_faces(copies, tmp_path) == first
+
+    write(videos["one"], [scene(), scene((20, 10, 20))] * 8)
+    data.fingerprint.cache_clear()
+    second = data.find_faces({name: videos[name] for name in first}, tmp_path)
+    assert second == {"one": [15, 0, 9, 9], "two": first["two"]}
+
+
+@pytest.mark.parametrize("damage", [0, 100, 1000])
+def test_a_damaged_cache_file_is_made_again(odd, tmp_path, damage):
+    videos = five_times(tmp_path, odd / "whole.mkv", "test", cache=tmp_path / "cache")
+    expected = videos[0][0]
+    file = next((tmp_path / "cache").iterdir())
+    file.write_bytes(file.read_bytes()[:damage])  # empty, half a header, half the data
+    assert torch.equal(videos[0][0], expected)
+
+
+def test_the_fakes_of_an_unreadable_original_are_unreadable_and_training_does_not_start(tmp_path):
+    place = {"data": tmp_path, "cache": None}
+    config = {"crop": "face", "place": place, "compression": "c23", "holdout": "DF"}
+    config |= {"frames": 8, "size": 32, "clips": 2}
+    for folder in KAGGLE.values():
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            write(tmp_path / folder / f"{SPLITS[split][0]}.avi", changing(20), "MJPG")
+            (tmp_path / "original" / f"{SPLITS[split][0]}.avi").write_bytes(b"half")
+    with pytest.raises(UnreadableVideo, match="original.001.avi"):
+        data.make_dataset(config, "train")
+    for item in data.WholeVideos(data.make_dataset(config, "test")):
+        assert SPLITS["test"][0] in item[1]
+
+
+def test_pixels_of_a_turned_picture_are_stretched_along_the_other_axis(monkeypatch):
+    class Turned:
+        properties = {cv2.CAP_PROP_SAR_NUM: 4, cv2.CAP_PROP_SAR_DEN: 3}
+        properties[cv2.CAP_PROP_ORIENTATION_META] = 90
+        frames = [np.zeros((480, 360, 3), np.uint8)]
+
+        def get(self, name):
+            return self.properties[name]
+
+        def read(self):
+            return (True, self.frames.pop()) if self.frames else (False, None)
+
+    assert [frame.shape for frame in data.walk(Turned())] == [(640, 360, 3)]
+
+
+def check(folder, capsys):
+    """(status, {heading: names}) of `python data.py folder`."""
+    with pytest.raises(SystemExit) as stop:
+        data.main([str(folder), "--cache", str(folder)])
+    headings = {}
+    for part in capsys.readouterr().out.split("\n\n")[1:]:
+        heading, *paths = part.splitlines()
+        headings[heading.rpartition(":")[0]] = {Path(path.strip()).stem for path in paths}
+    return stop.value.code, headings
+
+
+def test_the_check_names_what_is_wrong_with_a_dataset_and_keeps_the_faces(odd, tmp_path, capsys):
+    for folder in ("original", "Deepfakes"):
+        (tmp_path / folder).mkdir()
+    good = [scene((120, 10, 20)), scene((120, 12, 20))] * 10
+    write(tmp_path / "original" / "000.avi", good, "MJPG")
+    assert check(tmp_path, capsys) == (0, {})
+
+    kept = data.find_faces({"000": tmp_path / "original" / "000.avi"}, tmp_path)
+    assert (tmp_path / "faces.json").read_text().count("000.avi") == 1 and kept["000"][0] < 75
+    write(tmp_path / "original" / "001.avi", changing(20), "MJPG")
+    write(
+        tmp_path / "original" / "002.avi", [scene((90, 9, 20), (90, 190, 20)), scene()] * 9, "MJPG"
+    )
+    write(tmp_path / "Deepfakes" / "003.mkv", changing(1) * 16)
+    shutil.copy(odd / "cut.mkv", tmp_path / "Deepfakes" / "004.mkv")
+    (tmp_path / "Deepfakes" / "005.mp4").write_bytes(b"half a download")
+    status, headings = check(tmp_path, capsys)
+    assert status == 1 and headings == {
+        "original with no face": {"001"},
+        "original with several faces": {"002"},
+        data.NEVER_CHANGES: {"003"},
+        "ends before the length in its header": {"004"},
+        data.CANNOT_BE_READ: {"005"},
+    }
+
+
+@pytest.mark.parametrize("wrong", [{"crop": "centre"}, {"frames": 0}, {"size": 0}, {"clips": 0}])
+def test_impossible_arguments_of_read_video_are_value_errors(wrong):
+    with pytest.raises(ValueError):
+        read_video(H264, **{"frames": 8, "size": 32, "clips": 2, "crop": "frame", **wrong})

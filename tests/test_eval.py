@@ -11,79 +11,112 @@ import torch
 import eval as evaluation
 import train
 from data import FFPP
-from s3d import S3D
 
 PORTRAIT = cv2.imread(str(Path(__file__).parent / "fixtures" / "portrait.jpg"))
 WALL = np.uint8(np.indices(PORTRAIT.shape)[1])  # shaded from left to right
 
-@pytest.mark.parametrize("labels, scores, right, auc, ap, eer", [  # AP as in scikit-learn
-    ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], 1, 1, 1, 0),                          # perfect
-    ([0, 0, 1, 1], [0.9, 0.8, 0.2, 0.1], 0, 0, (1 / 3 + 2 / 4) / 2, 1),        # inverted
-    ([0, 0, 1, 1], [0.5] * 4, 0.5, 0.5, 0.5, 0.5),                             # constant
-    ([0, 1, 0, 1, 1], [0.3, 0.3, 0.6, 0.6, 0.9], 0.6, 4 / 6, (1 + 2 / 3 + 3 / 5) / 3, 0.4),  # ties
-    ([0, 1, 1, 1], [0.7, 0.6, 0.8, 0.9], 0.75, 2 / 3, (1 + 1 + 3 / 4) / 3, 1 / 3)])         # 3 to 1
+
+@pytest.mark.parametrize(
+    "labels, scores, right, auc, ap, eer",
+    [  # AP as in scikit-learn
+        ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], 1, 1, 1, 0),  # perfect
+        ([0, 0, 1, 1], [0.9, 0.8, 0.2, 0.1], 0, 0, (1 / 3 + 2 / 4) / 2, 1),  # inverted
+        ([0, 0, 1, 1], [0.5] * 4, 0.5, 0.5, 0.5, 0.5),  # constant
+        (
+            [0, 1, 0, 1, 1],
+            [0.3, 0.3, 0.6, 0.6, 0.9],
+            0.6,
+            4 / 6,
+            (1 + 2 / 3 + 3 / 5) / 3,
+            0.4,
+        ),  # ties
+        ([0, 1, 1, 1], [0.7, 0.6, 0.8, 0.9], 0.75, 2 / 3, (1 + 1 + 3 / 4) / 3, 1 / 3),
+    ],
+)  # 3 to 1
 def test_metrics_are_those_worked_out_by_hand(labels, scores, right, auc, ap, eer):
     found = map(evaluation.metrics(labels, scores).get, ("accuracy", "auc", "ap", "eer"))
     assert tuple(found) == pytest.approx((right, auc, ap, eer))
 
+
 def test_accuracies_of_originals_and_fakes_are_separate_and_a_score_of_one_half_is_no_fake():
     found = evaluation.metrics([0, 0, 0, 1, 1], [0.1, 0.5, 0.9, 0.8, 0.5])
     assert (found["accuracy_real"], found["accuracy_fake"]) == (2 / 3, 1 / 2)
+
 
 @pytest.mark.parametrize("labels, score", [([0, 0], 0.2), ([1, 1], 0.2), ([0, 1], float("nan"))])
 def test_one_class_alone_and_a_score_that_is_no_number_are_errors(labels, score):
     with pytest.raises(ValueError):
         evaluation.metrics(labels, [0.1, score])
 
+
 def test_accuracies_have_wilsons_interval_within_0_and_1_and_never_of_length_0():
     found = evaluation.intervals([0] * 10 + [1] * 19, [0.9] * 29, draws=2)
-    assert found["accuracy"] == pytest.approx([0.4735, 0.8006], abs=1e-4)       # 19 of 29
-    assert found["accuracy_real"] == pytest.approx([0, 0.2775], abs=1e-4)       # 0 of 10
-    assert found["accuracy_fake"] == pytest.approx([0.8318, 1], abs=1e-4)       # 19 of 19
+    assert found["accuracy"] == pytest.approx([0.4735, 0.8006], abs=1e-4)  # 19 of 29
+    assert found["accuracy_real"] == pytest.approx([0, 0.2775], abs=1e-4)  # 0 of 10
+    assert found["accuracy_fake"] == pytest.approx([0.8318, 1], abs=1e-4)  # 19 of 19
     assert found["accuracy_real"][0] >= 0 and found["accuracy_fake"][1] <= 1
+
 
 def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
     rng, labels, many = np.random.default_rng(0), np.repeat([0, 1], 50), np.repeat([0, 1], 50_000)
     truth = evaluation.metrics(many, many + rng.normal(size=len(many)))
-    covered = dict.fromkeys(("auc", "ap", "eer"), 0)
+    covered = 0
     for _ in range(60):
         found = evaluation.intervals(labels, labels + rng.normal(size=len(labels)), draws=100)
-        for name in covered:
-            covered[name] += found[name][0] <= truth[name] <= found[name][1]
-    assert all(45 <= count < 60 for count in covered.values()), covered
+        covered += found["auc"][0] <= truth["auc"] <= found["auc"][1]
+    assert 45 <= covered < 60
 
-def test_the_folded_encoder_of_a_checkpoint_gives_the_same_embeddings(finished, tmp_path):
-    checkpoint = torch.load(finished[0] / "best.pt", weights_only=True)
-    checkpoint["encoder"]["eps"].fill_(1e-3)
-    torch.save(checkpoint, tmp_path / "best.pt")
-    folded, _, config = evaluation.load_checkpoint(tmp_path / "best.pt")
-    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in folded.modules())
-    encoder, clips = S3D(config["width"]).eval(), torch.rand(2, 3, 8, 32, 32)
-    encoder.load_state_dict(checkpoint["encoder"])
-    with torch.no_grad():
-        expected = encoder(clips)
-        assert (folded(clips) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 class MeanColour(torch.nn.Module):
     def forward(self, clips):
         return clips.float().mean(dim=(2, 3, 4)) / 255
 
+
+def fake_probabilities(head, clips):
+    return head(MeanColour()(clips)).softmax(dim=1)[:, 1].tolist()
+
+
 @pytest.mark.parametrize("clips, workers", [(5, 1), (17, 0)])
-def test_every_readable_video_has_the_mean_over_its_clips(toy, tmp_path, clips, workers):
+def test_every_readable_video_has_the_mean_over_its_clips_and_over_still_copies(
+    toy, tmp_path, clips, workers
+):
     dataset = FFPP(toy / "toy_ffpp", "test", "DF", frames=8, size=32, clips=clips)
     readable = [row for i, row in enumerate(zip(dataset.videos, dataset)) if i != 6]
     dataset.videos[6] = (tmp_path / "bad.mp4", *dataset.videos[6][1:])
     torch.manual_seed(0)
-    encoder, head = MeanColour(), torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(3, 2))
+    head = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(3, 2))
     torch.nn.init.normal_(head[1].weight, std=20)  # so that the scores differ
-    videos, unreadable, embeddings = evaluation.evaluate(
-        encoder, head.train(), evaluation.video_loader(dataset, workers))
-    assert list(unreadable) == [str(tmp_path / "bad.mp4")]
-    for (row, item), video, embedding in zip(readable, videos, embeddings, strict=True):
-        fake = head(encoder(item[0])).softmax(dim=1)[:, 1].tolist()
-        assert (video["path"], video["class"], video["label"]) == (str(row[0]), row[1], item[1])
+    loader = evaluation.video_loader(dataset, workers)
+    videos, unreadable = evaluation.evaluate(MeanColour(), head.train(), loader, still=True)
+
+    assert [video["path"] for video in unreadable] == [str(tmp_path / "bad.mp4")]
+    for ((path, name, _), item), video in zip(readable, videos, strict=True):
+        assert (video["path"], video["class"], video["label"]) == (str(path), name, item[1])
+        fake = fake_probabilities(head, item[0])
         assert [video["score"], *video["clips"]] == pytest.approx([np.mean(fake), *fake], abs=1e-5)
-        assert embedding == pytest.approx(encoder(item[0]).mean(dim=0).numpy(), abs=1e-5)
+        still = item[0][:, :, [4] * 8]  # frame T // 2, T times
+        expected = np.mean(fake_probabilities(head, still))
+        assert video["still"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_results_without_motion_are_of_the_originals_and_held_out_fakes(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    tested = [video for video in results["videos"] if video["class"] in ("original", "NT")]
+    labels = [video["label"] for video in tested]
+    assert results["still"] == evaluation.metrics(labels, [video["still"] for video in tested])
+
+
+def test_the_report_says_the_gap_to_the_seen_manipulations_unless_none_is_held_out(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    for name, accuracy, auc in (("DF", 0.9, 0.97), ("F2F", 0.8, 0.88), ("FS", 0.7, 0.85)):
+        results["seen"][name].update(accuracy=accuracy, auc=auc)
+    results["metrics"].update(accuracy=0.55, auc=0.7)
+    lines = [line.split() for line in evaluation.report(results).splitlines()]
+    assert ["mean", "of", "the", "seen", "80.0", "%,", "AUC", "90.0", "%"] in lines
+    assert ["gap", "to", "held-out", "25.0", "points,", "AUC", "20.0", "points"] in lines
+    results["seen"] = {}
+    assert "gap" not in evaluation.report(results)
+
 
 @pytest.fixture
 def score(capfd, monkeypatch):
@@ -92,7 +125,9 @@ def score(capfd, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             evaluation.main([*map(str, flags)])
         return stop.value.code, *capfd.readouterr()  # exit status, stdout, stderr
+
     return score
+
 
 def test_an_unreadable_video_is_only_listed_and_pictures_show_the_rest(finished, score, tmp_path):
     shutil.copy(finished[0] / "best.pt", tmp_path)
@@ -102,9 +137,9 @@ def test_an_unreadable_video_is_only_listed_and_pictures_show_the_rest(finished,
     status, out, err = score(tmp_path, "best.pt", "--pictures")
     results = json.loads((tmp_path / "results_best.json").read_text())
     assert status == 1 and bad.name in err and "TOY" in out and len(results["videos"]) == 19
-    assert results["unreadable"] == [str(bad.relative_to(tmp_path))]
-    for name in ("classes.png", "mistakes.png", "map.png", "roc.png"):
-        assert cv2.imread(str(tmp_path / name)).std() > 5
+    assert [video["path"] for video in results["unreadable"]] == [str(bad.relative_to(tmp_path))]
+    assert cv2.imread(str(tmp_path / "mistakes.png")).std() > 5
+
 
 def film(path, *pictures, shaken=True):  # 32 frames of each
     codec, size = cv2.VideoWriter_fourcc(*"MJPG"), PORTRAIT.shape[:2]
@@ -113,6 +148,7 @@ def film(path, *pictures, shaken=True):  # 32 frames of each
         out.write(np.roll(pictures[number // 32], shaken * (number % 3), axis=1))
     out.release()
 
+
 def test_own_videos_are_scored_where_they_show_a_moving_face(finished, score, tmp_path):
     checkpoint = torch.load(finished[0] / "best.pt", weights_only=True)
     checkpoint["config"]["crop"] = "face"
@@ -120,20 +156,30 @@ def test_own_videos_are_scored_where_they_show_a_moving_face(finished, score, tm
     film(tmp_path / "half.avi", PORTRAIT, WALL)
     film(tmp_path / "wall.avi", WALL)
     film(tmp_path / "still.avi", PORTRAIT, shaken=False)
-    flags = [tmp_path, "best.pt", "--clips", "4", "--video", "half.avi"]
+    flags = [tmp_path, "best.pt", "--clips", "6", "--video", "half.avi"]
     status, out, _ = score(*flags)
-    words = "face in 2 of 4 clips", "fake score 0.", "spread", "not a verdict", "TOY"
+    words = ("3 of 6 clips", "fake score 0.", "not a verdict", "TOY")
     assert status == 0 and all(word in out for word in words)
-    status, out, err = score(*flags, "gone.avi", "wall.avi", "still.avi", "--json")
-    found = json.loads(out)
-    video, = found["videos"]
-    assert status == 1 and video["path"] == "half.avi" and len(video["clips"]) == 2
+    status, out, err = score(*flags, "gone.avi", "wall.avi", "still.avi", ".")
+    found = json.loads((tmp_path / "videos" / "scores.json").read_text())
+    (video,) = found["videos"]
+    assert status == 1 and video["path"] == "half.avi" and len(video["clips"]) == 3
     assert video["score"] == pytest.approx(np.mean(video["clips"]))
-    assert video["spread"] == pytest.approx(np.std(video["clips"]))
-    assert cv2.imread(str(tmp_path / video["picture"])).std() > 5
-    assert found["unreadable"] == ["gone.avi", "wall.avi", "still.avi"]
-    for name, reason in zip(found["unreadable"], ("cannot be read", "no face", "do not change")):
-        assert any(name in line and reason in line for line in err.splitlines())
+    assert cv2.imread(str(tmp_path / "videos" / "clips.png")).std() > 5
+    reasons = ("no such file", "no clip shows a face", "do not change", "--real and --fake")
+    for video, reason in zip(found["unreadable"], reasons, strict=True):
+        assert reason in video["reason"] and video["reason"] in err
+
+
+def test_a_score_that_rests_on_few_clips_is_called_doubtful(finished, score, tmp_path):
+    checkpoint = torch.load(finished[0] / "best.pt", weights_only=True)
+    checkpoint["config"]["crop"] = "face"
+    torch.save(checkpoint, tmp_path / "best.pt")
+    film(tmp_path / "short.avi", PORTRAIT, WALL, WALL, WALL)
+    _, out, _ = score(tmp_path, "best.pt", "--video", "short.avi", "--clips", "8")
+    (video,) = json.loads((tmp_path / "videos" / "scores.json").read_text())["videos"]
+    assert "2 of 8 clips few clips show a face" in out and video["doubt"]
+
 
 def test_another_dataset_is_all_videos_below_two_folders(finished, score, tmp_path):
     film(tmp_path / "film.avi", PORTRAIT, WALL)
@@ -142,13 +188,30 @@ def test_another_dataset_is_all_videos_below_two_folders(finished, score, tmp_pa
         shutil.copy(tmp_path / "film.avi", tmp_path / name)
     (tmp_path / "real" / "link").symlink_to(tmp_path / "linked")
     shutil.copy(finished[0] / "best.pt", tmp_path)
-    status, out, err = score(tmp_path, "best.pt", "--real", "real", "--fake", "fake")
-    found = json.loads((tmp_path / "results_folders.json").read_text())
-    assert status == 0 and "real: 2 videos" in err and "fake: 1 videos" in err and "AUC" in out
+    flags = ["--real", "real", "linked2", "--fake", "fake", "--clips", "2"]
+    (tmp_path / "linked2").mkdir()
+    shutil.copy(tmp_path / "film.avi", tmp_path / "linked2" / "d.avi")
+    status, out, err = score(tmp_path, "best.pt", *flags)
+    found = json.loads((tmp_path / "results_fake.json").read_text())
+    assert status == 0 and "3 originals, 1 fakes" in out and "without motion" in out
     rows = [(Path(v["path"]).name, v["label"], v["score"]) for v in found["videos"]]
     names, labels, scores = zip(*sorted(rows))
-    assert names == ("a.avi", "b.M4V", "c.wmv") and labels == (0, 0, 1)
+    assert names == ("a.avi", "b.M4V", "c.wmv", "d.avi") and labels == (0, 0, 1, 0)
     assert found["metrics"].items() >= evaluation.metrics(labels, scores).items()
+
+
+def test_where_one_side_has_nothing_to_score_the_other_sides_scores_are_saved(
+    finished, refused, tmp_path
+):
+    for name in ("real", "fake"):
+        (tmp_path / name).mkdir()
+    film(tmp_path / "real" / "a.avi", PORTRAIT)
+    (tmp_path / "fake" / "b.avi").write_bytes(b"half a download")
+    flags = [finished[0] / "best.pt", "--real", "real", "--fake", "fake", "--out", "."]
+    assert "no fakes" in refused(tmp_path, evaluation.main, *flags)
+    found = json.loads((tmp_path / "results_fake.json").read_text())
+    assert len(found["videos"]) == len(found["unreadable"]) == 1
+
 
 @pytest.mark.parametrize("files", [["c23/000.png"], ["c23/000.mp4", "c40/000.mp4"]])
 def test_images_and_the_same_video_twice_are_refused(finished, refused, tmp_path, files):
@@ -159,54 +222,109 @@ def test_images_and_the_same_video_twice_are_refused(finished, refused, tmp_path
     message = refused(tmp_path, evaluation.main, *flags)
     assert "folder" in message if len(files) == 1 else all(map(message.count, ("c23", "c40")))
 
-@pytest.mark.parametrize("flags, named", [
-    ("", "--table"), ("--table . best.pt", "--table"), ("best.pt --json", "--json"),
-    ("best.pt --pictures --video a.mp4", "--pictures"), ("best.pt --real .", "--fake"),
-    ("best.pt --video a.mp4 --real . --fake .", "--video"), ("best.pt --video .", "--real")])
+
+def test_files_of_one_name_in_a_folder_and_one_below_it_are_two_videos(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for path in (tmp_path / "x.mp4", tmp_path / "raw" / "x.mp4"):
+        path.touch()
+    videos = {}
+    evaluation.add_videos(videos, [tmp_path], "fake", 1)
+    assert len(videos) == 2
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("", "--table"),
+        ("--table . best.pt", "--table"),
+        ("best.pt --json", "--json"),
+        ("best.pt --clips 0", "--clips"),
+        ("best.pt --pictures --video a.mp4", "--pictures"),
+        ("best.pt --real .", "--fake"),
+        ("best.pt --video a.mp4 --real . --fake .", "--video"),
+    ],
+)
 def test_flags_that_do_not_go_together_are_refused(refused, tmp_path, flags, named):
     assert named in refused(tmp_path, evaluation.main, *flags.split())
+
 
 def test_a_file_that_is_no_checkpoint_of_this_version_is_named(refused, tmp_path):
     torch.save({"config": {"mode": "bin_ce"}, "encoder": {}}, tmp_path / "version_1.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    for name in ("version_1.pt", "other.pt", "nowhere.pt"):
+    (tmp_path / "results.json").write_text('{"config": {"format": 3}}')
+    for name in ("version_1.pt", "other.pt", "nowhere.pt", "results.json"):
         assert name in refused(tmp_path, evaluation.main, name)
 
-def fake_run(out, mode, holdout, accuracy, seed=0, data="FF", cosines="", **changed):
-    config = {"format": 2, "mode": mode, "holdout": holdout, "seed": seed, "data": data,
-              "toy": data == "toy_ffpp", "changed": changed}
+
+def fake_run(out, mode, holdout, accuracy, seed=0, cosines="", seen=(), **settings):
+    config = {"mode": mode, "holdout": holdout, "seed": seed, "format": 3, "toy": False}
+    config |= {"case": True, "place": {"data": str(out)}, "epochs": 30, "size": 128, **settings}
     out.mkdir(parents=True)
     results = {"config": config, "metrics": {"accuracy": accuracy, "auc": accuracy + 0.05}}
+    results["seen"] = {str(value): {"accuracy": value} for value in seen}
+    results["still"] = {"auc": accuracy / 2}
     (out / "results.json").write_text(json.dumps(results))
     (out / "log.csv").write_text(f"epoch,cosine_a_b,loss,cosine_a_c\n{cosines}")
 
+
 def cells(text, label):
-    row, = (line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {label} |"))
     return [cell.strip() for cell in row.split("|")[2:-1]]
+
 
 def test_a_table_has_means_over_seeds_beside_the_papers_numbers(tmp_path):
     pairs = {"DF": (0.8, 0.9), "F2F": (0.7, 0.7), "FS": (0.6, 0.8), "NT": (0.56, 0.7)}
     for holdout, accuracies in pairs.items():
         for seed, accuracy in enumerate(accuracies):
-            fake_run(tmp_path / f"{holdout}{seed}", "bin_ce", holdout, accuracy, seed)
-    fake_run(tmp_path / "a", "bin_ce_contrastive", "DF", 0.771, cosines="1,,9,0.5\n2,-0.1,9,0.2\n")
+            out = tmp_path / f"{holdout}{seed}"
+            fake_run(out, "bin_ce", holdout, accuracy, seed, seen=(0.8, 0.9, 1))
+    log = "1,9,9,9\n2,,9,0.5\n3,-0.1,9,0.2\n"  # the second half: epochs 2 and 3
+    fake_run(tmp_path / "a", "bin_ce_contrastive", "DF", 0.771, cosines=log)
     fake_run(tmp_path / "b", "bin_ce_contrastive", "FS", 0.7, cosines="1,-0.2,9,\n")
-    text = evaluation.table(tmp_path)
-    assert cells(text, "Binary CE")[:6] == [
-        "85.0 ± 7.1 (2) [80.08]", "70.0 ± 0.0 (2) [73.44]", "70.0 ± 14.1 (2) [79.30]",
-        "63.0 ± 9.9 (2) [75.78]", "72.0 [77.15]", "77.0"]
+    text, left_out = evaluation.table(tmp_path)
+    assert not left_out and cells(text, "Binary CE") == [
+        "85.0 ± 7.1 (2) [80.08]",
+        "70.0 ± 0.0 (2) [73.44]",
+        "70.0 ± 14.1 (2) [79.30]",
+        "63.0 ± 9.9 (2) [75.78]",
+        "72.0 [77.15]",
+        "77.0",
+        "18.0",
+        "36.0",
+        "-",
+    ]
     first, *_, cosine = cells(text, "Binary CE + Contrastive")
-    assert first == "77.1 (1) [81.64]" and cosine == "0.15 ± 0.49, 0.05 ± 0.21"
+    assert first == "77.1 (1) [81.64]" and cosine == "0.10 ± 0.32"
 
-def test_datasets_have_their_own_tables_and_changed_settings_their_own_rows(tmp_path):
-    for data in ("FF", "other", "toy_ffpp"):
-        fake_run(tmp_path / data, "bin_ce", "DF", 0.8, data=data)
-        fake_run(tmp_path / data / "changed", "bin_ce", "DF", 0.6, data=data, epochs=2)
-    tables = evaluation.table(tmp_path).split("### ")[1:]
-    assert ["TOY" in text for text in tables] == [False, False, True]
-    for text, paper in zip(tables, (" [80.08]", " [80.08]", "")):
-        assert cells(text, "Binary CE")[0] == "80.0 (1)" + paper
-        assert cells(text, "Binary CE [epochs 2]")[0] == "60.0 (1)"
+
+@pytest.mark.parametrize("name, value, mode", [("epochs", 2, "bin_ce"), ("size", 64, "baseline")])
+def test_a_table_compares_what_a_mode_sets_within_its_row_and_the_rest_everywhere(
+    tmp_path, name, value, mode
+):
+    fake_run(tmp_path / "first", "baseline", "DF", 0.8)
+    fake_run(tmp_path / "second", "dfdc_winner", "DF", 0.8, size=380)
+    evaluation.table(tmp_path)
+    fake_run(tmp_path / "third", mode, "FS", 0.8, **{name: value})
+    with pytest.raises(ValueError, match=f"(first.*third|third.*first).*{name}"):
+        evaluation.table(tmp_path)
+
+
+def test_a_loss_set_by_hand_is_no_row_of_a_table(tmp_path):
+    fake_run(tmp_path / "odd", "bin_ce", "DF", 0.8, case=False)
+    with pytest.raises(ValueError, match="odd.*by hand"):
+        evaluation.table(tmp_path)
+
+
+def test_a_damaged_result_and_one_of_version_2_are_left_out_of_a_table_and_named(score, tmp_path):
+    fake_run(tmp_path / "good", "bin_ce", "DF", 0.8)
+    fake_run(tmp_path / "old", "bin_ce", "FS", 0.8, format=2)
+    for name, content in (("half", '{"config"'), ("odd", '{"config": {"format": 3}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(content)
+    status, out, err = score(tmp_path, "--table", ".")
+    assert status == 1 and "80.0 (1)" in out
+    assert all(name in err for name in ("old", "half", "odd"))
+
 
 def test_the_same_run_twice_is_refused_naming_both(refused, tmp_path):
     for name in ("first", "second"):
@@ -214,11 +332,15 @@ def test_the_same_run_twice_is_refused_naming_both(refused, tmp_path):
     message = refused(tmp_path, evaluation.main, "--table", ".")
     assert "first" in message and "second" in message
 
+
 def test_the_papers_point_of_comparison_goes_the_whole_way(toy, score, monkeypatch):
     monkeypatch.chdir(toy)
-    train.main("--mode dfdc_winner --holdout FS --epochs 1 --batch-size 12 --size 32 --clips 3 "
-               "--out runs/winner".split())
+    train.main(
+        "--mode dfdc_winner --holdout FS --epochs 1 --batch-size 12 --size 32 --clips 3 "
+        "--out runs/winner".split()
+    )
     assert score(toy, "runs/winner/best.pt")[0] == 0
-    first, again = (json.loads(Path("runs", "winner", name).read_text())["videos"]
-                    for name in ("results.json", "results_best.json"))
-    assert first == again and {len(video["clips"]) for video in first} == {3}
+    first = json.loads(Path("runs", "winner", "results.json").read_text())
+    again = json.loads(Path("runs", "winner", "results_best.json").read_text())
+    assert first["videos"] == again["videos"] and "still" not in first
+    assert {len(video["clips"]) for video in first["videos"]} == {3}

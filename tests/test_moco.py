@@ -3,18 +3,22 @@ import copy
 
 import pytest
 import torch
-from torch import distributed as dist, nn
+from torch import distributed as dist
+from torch import nn
 
 from losses import multi_instance_info_nce
 from moco import LabelQueue, ema_update
+
 
 def numbered(numbers):
     """Keys that are their own number three times, and labels that follow from it."""
     numbers = torch.tensor([*numbers], dtype=torch.long)
     return numbers[:, None].expand(-1, 3).float(), numbers % 5
 
+
 def pairs(keys, labels):  # sorted, because the queue's order does not matter
     return sorted(zip(keys.tolist(), labels.tolist()))
+
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 37])
 def test_after_any_enqueues_the_queue_holds_the_last_keys_with_their_labels(size):
@@ -25,12 +29,14 @@ def test_after_any_enqueues_the_queue_holds_the_last_keys_with_their_labels(size
         last = range(max(0, total - size), total)
         assert pairs(queue.keys, queue.labels) == pairs(*numbered(last))
 
+
 def test_a_queue_read_from_its_state_dict_goes_on_where_it_was():
     queue, copied = LabelQueue(5, 3), LabelQueue(5, 3)
     queue.enqueue(*numbered(range(7)))
     copied.load_state_dict(queue.state_dict())
     copied.enqueue(*numbered([7]))
     assert pairs(copied.keys, copied.labels) == pairs(*numbered(range(3, 8)))
+
 
 def test_empty_slots_are_never_negatives():
     queue, (keys, key_labels) = LabelQueue(100, 3), numbered(range(6))
@@ -40,15 +46,17 @@ def test_empty_slots_are_never_negatives():
     loss = multi_instance_info_nce(*anchors, queue.keys, queue.labels)
     torch.testing.assert_close(loss, multi_instance_info_nce(*anchors, keys, key_labels))
 
+
 def test_keys_carry_no_gradient_and_enqueueing_before_backward_does_not_disturb_it():
     z, queue, labels = torch.randn(4, 3, requires_grad=True), LabelQueue(4, 3), torch.arange(4) % 2
     queue.enqueue(2 * z, labels)
     assert not queue.keys.requires_grad
     loss = multi_instance_info_nce(z, labels, queue.keys, queue.labels)
-    expected, = torch.autograd.grad(loss, z, retain_graph=True)
+    (expected,) = torch.autograd.grad(loss, z, retain_graph=True)
     queue.enqueue(*numbered(range(3)))
     loss.backward()
     assert torch.equal(z.grad, expected)
+
 
 @pytest.mark.parametrize("m", [0.0, 0.9, 0.999, 1.0])
 def test_the_ema_rule_moves_every_parameter_and_copies_every_buffer(m):
@@ -61,11 +69,13 @@ def test_the_ema_rule_moves_every_parameter_and_copies_every_buffer(m):
         torch.testing.assert_close(new, m * old + (1 - m) * now)
     assert all(map(torch.equal, ema.buffers(), online.buffers()))
 
+
 def test_impossible_arguments_raise_a_value_error():
     for size, keys, labels, m in ((0, 2, 2, 1), (4, 2, 1, 1), (4, 2, 2, 1.5), (4, 2, 2, -0.1)):
         with pytest.raises(ValueError):
             LabelQueue(size, 3).enqueue(torch.zeros(keys, 3), torch.zeros(labels))
             ema_update(nn.Linear(1, 1), nn.Linear(1, 1), m)
+
 
 def enqueue_as_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -73,6 +83,7 @@ def enqueue_as_rank(rank, folder):
     queue.enqueue(*numbered(range(4 * rank, 4 * rank + 4)))
     torch.save((queue.keys, queue.labels), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
 
 def test_on_several_ranks_every_queue_holds_the_keys_of_all(tmp_path):
     torch.multiprocessing.spawn(enqueue_as_rank, (tmp_path.as_posix(),), nprocs=2)

@@ -11,6 +11,7 @@ from s3d import S3D, FrameEncoder, load_pretrained
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 KINETICS = [0.43216, 0.394666, 0.37645], [0.22803, 0.22145, 0.216989]
 
+
 @pytest.fixture(scope="module")
 def theirs():
     """torchvision's S3D, as after training: no two layers alike."""
@@ -22,12 +23,28 @@ def theirs():
             torch.nn.init.kaiming_normal_(tensor)
     return model
 
+
 def coclr_state(theirs, prefix):
     """The weights under CoCLR's names: each tensor twice, below Conv_1a and below block1.0."""
-    names = dict(zip("0 2 3 5 6 8 9 10 11 12 14 15".split(), (
-        "Conv_1a block1.0", "Conv_2b block2.1", "Conv_2c block2.2", "Mixed_3b block3.1",
-        "Mixed_3c block3.2", "Mixed_4b block4.1", "Mixed_4c block4.2", "Mixed_4d block4.3",
-        "Mixed_4e block4.4", "Mixed_4f block4.5", "Mixed_5b block5.1", "Mixed_5c block5.2")))
+    names = dict(
+        zip(
+            "0 2 3 5 6 8 9 10 11 12 14 15".split(),
+            (
+                "Conv_1a block1.0",
+                "Conv_2b block2.1",
+                "Conv_2c block2.2",
+                "Mixed_3b block3.1",
+                "Mixed_3c block3.2",
+                "Mixed_4b block4.1",
+                "Mixed_4c block4.2",
+                "Mixed_4d block4.3",
+                "Mixed_4e block4.4",
+                "Mixed_4f block4.5",
+                "Mixed_5b block5.1",
+                "Mixed_5c block5.2",
+            ),
+        )
+    )
     units = {"0": "conv", "1": "bn", "0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2"}
     state = {}
     for key, value in theirs.features.state_dict().items():
@@ -37,13 +54,16 @@ def coclr_state(theirs, prefix):
             state[f"{prefix}{name}.{branch}{units[unit]}.{tensor}"] = value
     return state
 
+
 def load(model, checkpoint, folder):
     torch.save(checkpoint, folder / "checkpoint.pt")
     load_pretrained(model, folder / "checkpoint.pt")
     return model
 
+
 def same(a, b):
     return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+
 
 def check_settings(model, statistics, eps):
     both = torch.stack([model.mean, model.std])
@@ -51,24 +71,38 @@ def check_settings(model, statistics, eps):
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm3d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(eps, 0.1)}
 
-@pytest.mark.parametrize("width, dim, shape", [
-    (1.0, 1024, (5, 17, 17)), (0.5, 512, (9, 40, 56)), (0.1, 102, (8, 32, 32))])
+
+@pytest.mark.parametrize(
+    "width, dim, shape",
+    [(1.0, 1024, (5, 17, 17)), (0.5, 512, (9, 40, 56)), (0.1, 102, (8, 32, 32))],
+)
 def test_clips_of_5_frames_of_17_pixels_or_more_become_one_vector_at_any_width(width, dim, shape):
     encoder = S3D(width).eval()
     assert encoder(torch.rand(2, 3, *shape)).shape == (2, encoder.dim) == (2, dim)
 
-@pytest.mark.parametrize("clip", [
-    torch.zeros(1, 3, 4, 32, 32), torch.zeros(1, 3, 8, 16, 32), torch.zeros(1, 3, 8, 32, 16),
-    torch.zeros(3, 8, 32, 32), torch.zeros(1, 8, 3, 32, 32), torch.zeros(1, 3, 8, 32, 32).long()])
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        torch.zeros(1, 3, 4, 32, 32),
+        torch.zeros(1, 3, 8, 16, 32),
+        torch.zeros(1, 3, 8, 32, 16),
+        torch.zeros(3, 8, 32, 32),
+        torch.zeros(1, 8, 3, 32, 32),
+        torch.zeros(1, 3, 8, 32, 32).long(),
+    ],
+)
 def test_a_clip_too_small_or_of_another_shape_or_type_raises_a_value_error(clip):
     with pytest.raises(ValueError, match="S3D"):
         S3D(0.25)(clip)
+
 
 def test_uint8_and_float_clips_are_the_same_clip():
     clip = torch.randint(256, (2, 3, 8, 32, 32)).byte()
     for encoder in (S3D(0.25).eval(), FrameEncoder(0.25).eval()):
         difference = encoder(clip.double() / 255) - encoder(clip)
         assert difference.norm() < 1e-4 * encoder(clip).norm()  # of fresh networks, about 1e-14
+
 
 @pytest.mark.parametrize("training", [False, True])
 def test_with_the_same_weights_s3d_equals_torchvisions(theirs, tmp_path, training):
@@ -82,14 +116,24 @@ def test_with_the_same_weights_s3d_equals_torchvisions(theirs, tmp_path, trainin
     torch.testing.assert_close([*ours.layers.buffers()], [*features.buffers()])  # also statistics
     assert sum(p.numel() for p in ours.parameters()) == 7_910_048
 
-@pytest.mark.parametrize("prefix", ["encoder_q.0.", "backbone.", "module.encoder_q.0.",
-                                    "module.backbone."])
+
+@pytest.mark.parametrize(
+    "prefix", ["encoder_q.0.", "backbone.", "module.encoder_q.0.", "module.backbone."]
+)
 def test_coclr_checkpoints_load_under_all_their_names(theirs, tmp_path, prefix):
-    others = dict.fromkeys(("encoder_q.2.weight", "module.encoder_k.0.Conv_1a.conv1.weight",
-                            "module.queue", "final_fc.1.weight"), torch.zeros(1))
+    others = dict.fromkeys(
+        (
+            "encoder_q.2.weight",
+            "module.encoder_k.0.Conv_1a.conv1.weight",
+            "module.queue",
+            "final_fc.1.weight",
+        ),
+        torch.zeros(1),
+    )
     ours = load(S3D(), {"state_dict": others | coclr_state(theirs, prefix), "epoch": 3}, tmp_path)
     assert same(ours.layers, theirs.features)
     check_settings(ours, IMAGENET, eps=1e-5)
+
 
 def test_eps_and_input_statistics_travel_with_the_weights_and_momentum_stays(theirs, tmp_path):
     first = load(S3D(), theirs.features.state_dict(prefix="features."), tmp_path)
@@ -100,9 +144,15 @@ def test_eps_and_input_statistics_travel_with_the_weights_and_momentum_stays(the
         assert same(model, first)
         check_settings(model, KINETICS, eps=1e-3)
 
-@pytest.mark.parametrize("key, tensor", [
-    ("Mixed_3b.gating_b0.fc.weight", torch.zeros(64, 64)),  # the self-gating of CoCLR's s3dg
-    ("Mixed_4b.branch1.1.conv1.weight", None), ("Conv_1a.bn2.bias", torch.zeros(3))])
+
+@pytest.mark.parametrize(
+    "key, tensor",
+    [
+        ("Mixed_3b.gating_b0.fc.weight", torch.zeros(64, 64)),  # the self-gating of CoCLR's s3dg
+        ("Mixed_4b.branch1.1.conv1.weight", None),
+        ("Conv_1a.bn2.bias", torch.zeros(3)),
+    ],
+)
 def test_another_networks_weights_are_refused_and_nothing_is_loaded(theirs, tmp_path, key, tensor):
     state, model = coclr_state(theirs, "encoder_q.0."), S3D()
     state[f"encoder_q.0.{key}"] = tensor
@@ -111,9 +161,11 @@ def test_another_networks_weights_are_refused_and_nothing_is_loaded(theirs, tmp_
         load(model, {name: t for name, t in state.items() if t is not None}, tmp_path)
     assert same(model, before)
 
+
 class Malicious:
     def __reduce__(self):
         return open, ("created", "w")
+
 
 def test_what_is_not_a_checkpoint_is_refused_and_its_code_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -126,16 +178,22 @@ def test_what_is_not_a_checkpoint_is_refused_and_its_code_is_not_run(tmp_path, m
         with pytest.raises(error, match=name):
             load_pretrained(S3D(0.1), name)
 
+
 def test_without_network_one_sentence_names_the_url_and_the_folder(monkeypatch, tmp_path):
     def no_network(*args, **kwargs):
         raise OSError("no network")
+
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for download, *arguments in ((load_pretrained, S3D(0.1), "kinetics400"),
-                                 (load_pretrained, S3D(0.1), "coclr"), (FrameEncoder, 0.1, True)):
+    for download, *arguments in (
+        (load_pretrained, S3D(0.1), "kinetics400"),
+        (load_pretrained, S3D(0.1), "coclr"),
+        (FrameEncoder, 0.1, True),
+    ):
         with pytest.raises(FileNotFoundError, match="http") as error:
             download(*arguments)
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
 
 def test_the_frame_encoder_is_efficientnet_b7_and_takes_the_mean_over_frames():
     assert sum(p.numel() for p in FrameEncoder().parameters()) == 63_786_960

@@ -176,7 +176,8 @@ def test_the_room_shows_no_class(table):
 
 
 def test_one_number_about_time_shows_every_manipulation(table):
-    aucs = [auc(table["test"][name][:, 40], table["test"]["original"][:, 40])
-            for name in MANIPULATIONS]
+    aucs = [
+        auc(table["test"][name][:, 40], table["test"]["original"][:, 40]) for name in MANIPULATIONS
+    ]
     print(f"\nAUC of the change in time: {np.round(aucs, 3)}")
     assert np.mean(aucs) >= 0.9 and min(aucs) >= 0.85

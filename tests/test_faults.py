@@ -30,14 +30,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, fault):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path, monkeypatch):
-    found = []
-    evaluation.save("old", tmp_path / "last.pt")
-    monkeypatch.setattr(Path, "replace", lambda *paths: found.extend(map(torch.load, paths)))
-    evaluation.save("new", tmp_path / "last.pt")
-    assert found == ["new", "old"]  # so a kill here, or before, costs nothing
-
-
 def test_a_full_disk_is_named_with_the_file_and_costs_nothing_that_was_there(tmp_path, monkeypatch):
     evaluation.save("old", tmp_path / "last.pt")
 

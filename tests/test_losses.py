@@ -90,12 +90,26 @@ def test_half_precision_is_computed_in_float32():
     assert loss.item() == pytest.approx(equation_1(z, labels, keys, key_labels, 0.07), rel=1e-5)
 
 
+LIKE_THIS = (torch.ones(4, 8), torch.zeros(4).long(), torch.ones(6, 8), torch.zeros(6).long())
+
+
 @pytest.mark.parametrize(
-    "labels, dim, key_labels, tau",
-    [(3, 8, 6, 0.1), (4, 7, 6, 0.1), (4, 8, 5, 0.1), (4, 8, 6, 0.0), (4, 8, 6, -1.0)],
+    "argument, wrong",
+    [
+        (1, torch.zeros(3).long()),
+        (1, torch.zeros(4)),  # a soft label
+        (2, torch.ones(6, 7)),
+        (3, torch.zeros(5).long()),
+    ],
 )
-def test_arguments_that_do_not_fit_raise_a_value_error(labels, dim, key_labels, tau):
+def test_arguments_that_do_not_fit_raise_a_value_error(argument, wrong):
+    arguments = [*LIKE_THIS]
+    arguments[argument] = wrong
     with pytest.raises(ValueError):
-        multi_instance_info_nce(
-            torch.ones(4, 8), torch.zeros(labels), torch.ones(6, dim), torch.zeros(key_labels), tau
-        )
+        multi_instance_info_nce(*arguments)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
+def test_a_temperature_must_be_positive(tau):
+    with pytest.raises(ValueError, match="temperature"):
+        multi_instance_info_nce(*LIKE_THIS, tau)

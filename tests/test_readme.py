@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -85,23 +84,6 @@ def test_the_readmes_way_to_use_a_trained_detector_gives_evals_score(finished, t
         evaluation.main([f"{finished[0]}/best.pt", *flags])
     scored = json.loads((tmp_path / "scores.json").read_text())["videos"]
     assert names["fake_probability"] == pytest.approx(scored[0]["score"], abs=1e-5)
-
-
-def test_the_readmes_plot_reads_the_log_and_writes_every_videos_score(
-    finished, tmp_path, monkeypatch
-):
-    class Plot:
-        savefig = print
-
-        def plot(values):
-            assert len(values) == 2 and all(0 <= value <= 1 for value in values)
-
-    block = next(block for block in PYTHON if "matplotlib" in block)
-    block = block.replace(", matplotlib.pyplot as plt", "")
-    block = block.replace("runs/bin_contrastive_DF_seed0", finished[0].as_posix())
-    monkeypatch.chdir(tmp_path)
-    exec(block, {"plt": Plot})
-    assert len(Path("scores.csv").read_text().splitlines()) == 20
 
 
 def toy_picture(root):

@@ -185,13 +185,9 @@ def test_without_network_one_sentence_names_the_url_and_the_folder(monkeypatch, 
 
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for download, *arguments in (
-        (load_pretrained, S3D(0.1), "kinetics400"),
-        (load_pretrained, S3D(0.1), "coclr"),
-        (FrameEncoder, 0.1, True),
-    ):
+    for download in (lambda: load_pretrained(S3D(0.1), "coclr"), lambda: FrameEncoder(0.1, True)):
         with pytest.raises(FileNotFoundError, match="http") as error:
-            download(*arguments)
+            download()
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
-from torchvision import models
 
 import train
 from tests.conftest import TINY
@@ -136,16 +135,6 @@ def test_a_mode_sets_the_papers_starting_weights_and_the_toy_starts_at_random():
     assert {train.parse(["--mode", mode]).init for mode in TABLE} == {"random"}
 
 
-def test_baseline_and_bin_ce_validate_with_batchnorm_statistics_of_the_same_age(tmp_path):
-    torch.save(models.video.s3d().state_dict(), tmp_path / "kinetics.pt")
-    for mode, init in (("baseline", tmp_path / "kinetics.pt"), ("bin_ce", "random")):
-        _, nets = case("--mode", mode, "--init", str(init), "--width", "1")
-        norm = next(each for each in nets["encoder"].modules() if isinstance(each, nn.BatchNorm3d))
-        nn.init.constant_(norm.running_mean, 1e6)
-        nets["encoder"](CLIPS[:2])
-        assert norm.running_mean.sub(0.9e6).abs().max() < 1e4  # a tenth is new, after one step
-
-
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     args, nets = case("--mode", "bin_contrastive")
     nn.init.constant_(nets["bin_classifier"][-1].bias, float("inf"))
@@ -175,23 +164,19 @@ def test_the_cosine_of_each_epochs_first_step_is_logged_and_empty_while_the_queu
     assert first == "" and 0 < abs(float(second)) <= 1
 
 
-def test_explain_prints_the_norms_of_each_loss_or_that_it_is_cut_and_the_cosine(
-    capsys, monkeypatch
-):
+def test_explain_prints_each_losss_norm_at_the_encoder_or_cut_and_the_cosine(capsys, monkeypatch):
     args, nets = case("--mode", BOTH)
     gradients = separate_gradients(args, nets)
     _, empty = case("--mode", BOTH, filled=False)
     monkeypatch.setattr(train, "EXPLAINED", 1)
     train.explain(empty, args, [BATCH, BATCH])  # the first is for the queues
-    cut, *norms, cosine = capsys.readouterr().out.splitlines()[2:]
-    assert cut.split() == ["norm", "of", "L_bin_ce", "cut"]
+    values = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
 
     a = gradients["bin_contrast"]["encoder"]
     b = gradients["multi_contrast"]["encoder"]
-    values = [float(line.split()[-1]) for line in norms]
-    assert values == pytest.approx([a.norm().item(), b.norm().item()], rel=0.01)
-    expected = torch.cosine_similarity(a, b, dim=0).item()
-    assert float(cosine.split()[-1]) == pytest.approx(expected, rel=0.01)
+    expected = [a.norm().item(), b.norm().item(), torch.cosine_similarity(a, b, dim=0).item()]
+    assert values[0] == "cut"
+    assert [float(value) for value in values[1:]] == pytest.approx(expected, rel=0.01)
 
 
 def test_explain_on_resume_asks_trained_networks_and_writes_nothing(finished, here, monkeypatch):
@@ -204,17 +189,12 @@ def test_explain_on_resume_asks_trained_networks_and_writes_nothing(finished, he
     assert all(torch.equal(p, trained[name]) for name, p in asked) and times("runs") == before
 
 
-def test_a_run_keeps_its_settings_log_and_scores(finished):
+def test_a_run_keeps_its_settings_metrics_and_scores(finished):
     config = json.loads((finished[0] / "config.json").read_text())
     results = json.loads((finished[0] / "results.json").read_text())
-    assert set(results) == {"config", "metrics", "still", "seen", "videos", "unreadable"}
-    assert {"accuracy", "auc", "ap", "eer", "intervals"} < results["metrics"].keys()
-    names = {"path", "class", "label", "score", "clips", "still"}
-    assert set(results["videos"][0]) == names and len(results["videos"]) == 20
-    assert set(results["seen"]) == {"DF", "F2F", "FS"}
     assert config == results["config"] and (config["holdout"], config["seed"]) == ("NT", 3)
-    place = {"data", "cache", "workers", "device", "precision", "out", "torch"}
-    assert set(config["place"]) == place and config["case"] and config["format"] == 3
+    assert {"accuracy", "auc", "ap", "eer", "intervals"} < results["metrics"].keys()
+    assert results["seen"].keys() == {"DF", "F2F", "FS"} and len(results["videos"]) == 20
 
 
 def test_a_finished_run_prints_its_report_with_or_without_resume(finished, here, capsys):
@@ -310,17 +290,11 @@ def test_a_run_of_version_1_is_refused(refused, toy, tmp_path):
     assert "last.pt" in refused(toy, train.main, "--out", tmp_path, "--resume")
 
 
-def test_an_unreadable_video_stops_training_but_no_evaluation(toy, refused, tmp_path, capfd):
+def test_an_unreadable_video_stops_training_and_is_named(toy, refused, tmp_path):
     shutil.copytree(toy / "toy_ffpp", tmp_path / "toy_ffpp")
-    for video in ("NeuralTextures/*/*/001_*", "Deepfakes/*/*/720_*", "Deepfakes/*/*/953_*"):
-        next(tmp_path.rglob(video)).write_bytes(b"")
+    next(tmp_path.rglob("NeuralTextures/*/*/001_*")).write_bytes(b"")
     for workers in (0, 1):
         assert "001_" in refused(tmp_path, train.main, *QUICK, "--holdout=FS", "--workers", workers)
-    train.main([*QUICK, "--epochs", "1", "--holdout=NT", "--out", "run"])  # no exit: status 0
-    results = json.loads(Path("run/results.json").read_text())
-    error = capfd.readouterr().err
-    assert "720_" in error and "953_" in error and len(results["videos"]) == 19
-    assert ["953_" in video["reason"] for video in results["unreadable"]] == [True]
 
 
 @pytest.mark.parametrize(
@@ -358,15 +332,12 @@ def test_a_given_flag_wins_over_the_toy_then_the_mode_then_the_paper():
     assert train.parse(["--mode", "dfdc_winner", "--frames", "2"]).frames == 2
 
 
-def test_help_fits_two_screens_and_names_every_flag_with_the_papers_value(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_help_names_every_flag_with_the_papers_value(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         train.parse(["--help"])
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(1 + len(line) // 81 for line in lines) <= 100
-    named = {line.split()[0].strip(",-").replace("-", "_") for line in lines if "  --" in line[:4]}
-    assert named == vars(train.parse([])).keys() - {"case", "toy", "rank", "ranks"}
-
-    text = " ".join(" ".join(lines).split())
+    text = capsys.readouterr().out
+    for name in vars(train.parse([])).keys() - {"case", "toy", "rank", "ranks"}:
+        assert f"  --{name.replace('_', '-')}" in text, name
     for name in ("crop", "frames", "size", "clips", "epochs", "lr", "queue_size", "momentum"):
         assert f"({train.PAPER[name]})" in text, name

@@ -80,7 +80,7 @@ TOY = {
     "init": "random",
     "crop": "frame",
     "frames": 8,
-    "size": 64,
+    "size": 50,
     "clips": 2,
     "epochs": 12,
     "lr": 1e-3,

@@ -88,7 +88,7 @@ def test_the_readmes_way_to_use_a_trained_detector_gives_evals_score(finished, t
 
 def toy_picture(root):
     """Five frames of an original and of its four fakes, as the network sees them."""
-    videos = FFPP(root, "test", "none", frames=8, size=64, clips=1)
+    videos = FFPP(root, "test", "none", frames=8, size=50, clips=1)
     rows = []
     for name in CLASSES:
         index = next(i for i, video in enumerate(videos.videos) if video[1:] == (name, "953"))

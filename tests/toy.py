@@ -26,12 +26,12 @@ import numpy as np
 
 from data import MANIPULATIONS, SPLITS
 
-TOY_VERSION = "4"  # raise it whenever the pixels change: a toy of another version is replaced
+TOY_VERSION = "5"  # raise it whenever the pixels change: a toy of another version is replaced
 FIRST_LINE = f"toy version {TOY_VERSION}"
 NOTE = "It is drawn, not FaceForensics++: no number found on it says anything about real deepfakes."
 
 FRAMES = 16  # of a video
-SIZE = 72  # pixels of a video's side
+SIZE = 56  # pixels of a video's side
 FACE = 64  # pixels of the side of a face as drawn
 Y, X = np.mgrid[:FACE, :FACE].astype(np.float32)
 
@@ -41,10 +41,10 @@ SHADE_COLOUR = 0.3  # standard deviation of each channel's own shade, as a part 
 SHADE_RADII = (14, 24)  # of its ellipse, in pixels of the drawn face
 RHO = {
     "original": (0, 0),
-    "DF": (0.03, 0.18),
-    "F2F": (0.025, 0.16),
-    "FS": (0.4, 1),
-    "NT": (0.3, 0.7),
+    "DF": (0.04, 0.22),
+    "F2F": (0.04, 0.22),
+    "FS": (0.5, 1),
+    "NT": (0.5, 1),
 }
 
 # The own traces at full strength; each video draws its part of it from STRENGTH.
@@ -126,10 +126,10 @@ def wave(rng, low, high):
 
 def move_head(rng):
     """Where the head is: for each frame the matrix (2, 3) from face pixels to video pixels."""
-    sway = rng.uniform(0.4, 2.5)
-    zoom = rng.uniform(0.86, 0.98)
+    sway = rng.uniform(0.3, 2)
+    zoom = rng.uniform(0.68, 0.76)
     turn = rng.uniform(0, 6)
-    centre = SIZE / 2 + rng.uniform(-3.5, 3.5, 2)
+    centre = SIZE / 2 + rng.uniform(-2.7, 2.7, 2)
 
     matrices = [cv2.getRotationMatrix2D((32, 32), turn * way, zoom) for way in wave(rng, 0.1, 0.3)]
     shifts = np.stack([sway * wave(rng, 0.1, 0.35), 0.6 * sway * wave(rng, 0.1, 0.35)], axis=1)

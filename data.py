@@ -81,21 +81,14 @@ SPLITS = {
 }
 
 COMPRESSIONS = ("c0", "raw", "c23", "c40")
-VIDEO_ENDINGS = (
-    ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .3gp .ts .mts .m2ts .ogv".split()
-)
-IMAGES_ARE_NOT_READ = (
-    "folders of images are not read: they sample the frames, and a clip needs consecutive ones"
-)
+ENDINGS = ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .3gp .ts .mts .m2ts .ogv".split()
+NO_IMAGES = "images are not read: they sample the frames, and a clip needs consecutive ones"
 LAYOUT = (
     "expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 or, in Kaggle's copy, "
-    f"original/000.mp4 and Deepfakes/000_003.mp4; {IMAGES_ARE_NOT_READ}"
+    f"original/000.mp4 and Deepfakes/000_003.mp4; {NO_IMAGES}"
 )
-BOXES = 'of boxes in pixels like {"000": [x, y, width, height], "001": null}'
 CANNOT_BE_READ = "cannot be read as a video"
-NEVER_CHANGES = (
-    "the frames do not change: a still picture, or interlaced video that this OpenCV cannot decode"
-)
+NEVER_CHANGES = "the frames do not change: a picture, or interlaced video that OpenCV cannot decode"
 
 MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3
 FACE_FRAMES = 15  # of an original, in which its face is looked for
@@ -144,7 +137,7 @@ def one_sentence(program, interrupted="interrupted"):
             raise
         sys.exit(
             f"{program}: a process that reads videos was killed, probably for lack of (shared) "
-            "memory: try --workers 0, or a larger /dev/shm (docker run --shm-size)"
+            "memory: try --workers 0, or docker run --shm-size 8g"
         )
     except KeyboardInterrupt:
         sys.exit(f"{program}: {interrupted}")
@@ -154,7 +147,7 @@ def one_sentence(program, interrupted="interrupted"):
 
 
 def is_video(path):
-    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".")
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
 def list_videos(root, compression="c23"):
@@ -455,7 +448,10 @@ def read_boxes(file):
             return faces
     except Exception:  # a damaged file can raise anything
         pass
-    raise ValueError(f"--crop {file} is not face, frame or a JSON file {BOXES}")
+    raise ValueError(
+        f"--crop {file} is not face, frame or a JSON file of boxes in pixels like "
+        '{"000": [x, y, width, height], "001": null}'
+    )
 
 
 # --- Datasets ------------------------------------------------------------------------------------
@@ -682,13 +678,13 @@ def make_dataset(config, split):
     return FFPP(place["data"], split, faces=faces, cache=place["cache"], **options)
 
 
-class Loader(DataLoader):
-    """A DataLoader whose workers never see Ctrl-C, which is for the main process."""
+class InterruptibleLoader(DataLoader):
+    """Ctrl-C is for the main process: workers inherit that it is blocked while they are started."""
 
     def __iter__(self):
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         iterator = super().__iter__()
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it comes now, if it came
         return iterator
 
 
@@ -698,7 +694,8 @@ def quiet(worker):
 
 
 def make_loader(dataset, workers, **options):
-    return Loader(
+    loader = InterruptibleLoader if hasattr(signal, "pthread_sigmask") else DataLoader  # Windows
+    return loader(
         dataset,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -720,7 +717,7 @@ def cpu_count():
     """The CPUs that this process may use, where Python knows them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return os.cpu_count()
 
 
 # --- python data.py ------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from torchvision.utils import save_image
 
 from data import (
     COMPRESSIONS,
-    IMAGES_ARE_NOT_READ,
     MANIPULATIONS,
+    NO_IMAGES,
     OwnVideos,
     is_video,
     make_dataset,
@@ -377,7 +377,7 @@ def add_videos(videos, folders, name, label):
                     if videos.setdefault(key, video) != video:
                         raise ValueError(f"{videos[key][0]} and {path} are the same video")
         if len(videos) == before:
-            raise FileNotFoundError(f"{folder} has no video files; {IMAGES_ARE_NOT_READ}")
+            raise FileNotFoundError(f"{folder} has no video files; {NO_IMAGES}")
 
 
 def own_videos(args):
@@ -574,7 +574,8 @@ def run(args):
     place["cache"] = args.cache or place["cache"]
     out = Path(args.out or Path(args.checkpoint).parent)
     if args.video:
-        out = Path(args.out or out / "videos")
+        if not args.out:
+            out = out / "videos"
         dataset = OwnVideos(own_videos(args), config, args.clips or OWN_CLIPS)
         path = out / "scores.json"
     elif args.real:

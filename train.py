@@ -164,7 +164,7 @@ def parse(argv=None):
     if args.data == "toy":
         args.data = "toy_ffpp"
     args.toy = args.data == "toy_ffpp" or Path(args.data, "TOY.txt").is_file()
-    cuda = args.device.startswith("cuda")
+    cuda = "cuda" in args.device
 
     defaults = {**PAPER, **MODES[args.mode]}
     if args.toy:

@@ -82,7 +82,7 @@ SPLITS = {
 
 COMPRESSIONS = ("c0", "raw", "c23", "c40")
 ENDINGS = ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .3gp .ts .mts .m2ts .ogv".split()
-NO_IMAGES = "images are not read: they sample the frames, and a clip needs consecutive ones"
+NO_IMAGES = "folders of images are not read: a clip needs consecutive frames"
 LAYOUT = (
     "expected original_sequences/youtube/<c0|raw|c23|c40>/videos/000.mp4 or, in Kaggle's copy, "
     f"original/000.mp4 and Deepfakes/000_003.mp4; {NO_IMAGES}"
@@ -92,8 +92,8 @@ NEVER_CHANGES = "the frames do not change: a picture, or interlaced video that O
 
 MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3
 FACE_FRAMES = 15  # of an original, in which its face is looked for
-MOVES = 0.15  # face sizes by which the edges of a face may move: its box is at most 1.3 faces wide
-SEVERAL_CLIPS = 16  # about as many clips of several videos go through the networks together
+MOVES = 0.15  # face sizes by which the edges of a face may move: its box grows by up to 30 %
+SEVERAL_CLIPS = 16  # whole videos are batched up to about this many clips
 
 
 class UnreadableVideo(ValueError):
@@ -101,8 +101,8 @@ class UnreadableVideo(ValueError):
 
 
 def progress(text, done, total):
-    """A line on stderr, at most ten times and at the end."""
-    if done % max(1, total // 10) == 0 or done == total:
+    """A line on stderr, at most ten times, the last at the end."""
+    if done * 10 // total > (done - 1) * 10 // total:
         print(f"{text}: {done}/{total}", file=sys.stderr, flush=True)
 
 
@@ -123,17 +123,17 @@ def replacing(path):
 
 @contextlib.contextmanager
 def one_sentence(program, interrupted="interrupted"):
-    """What a user can mend ends the program in one sentence, without a traceback."""
+    """An error that the user can fix ends the program with one sentence, not a traceback."""
     sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     try:
         yield
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
         text = str(error)
-        if "DataLoader worker" in text:  # the last line of the traceback that it adds
+        if "DataLoader worker" in text:  # keep the last line of the worker's traceback
             text = text.splitlines()[-1].partition(": ")[2]
         sys.exit(f"{program}: {text}")
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         sys.exit(
             f"{program}: a process that reads videos was killed, probably for lack of (shared) "
@@ -167,8 +167,10 @@ def list_videos(root, compression="c23"):
 
 def multi_labels(holdout):
     """Section 2.1.1: 0 is original, 1 to n are the seen manipulations; held out: -1."""
-    seen = [name for name in MANIPULATIONS if name != holdout]
-    return {"original": 0, **{name: i for i, name in enumerate(seen, 1)}, holdout: -1}
+    seen = [name for name in CLASSES if name != holdout]
+    labels = {name: label for label, name in enumerate(seen)}
+    labels[holdout] = -1
+    return labels
 
 
 # --- Reading video -------------------------------------------------------------------------------
@@ -235,8 +237,9 @@ def one_pass(path, length, frames, positions, crop):
         changing = changing or (count > 0 and not np.array_equal(frame, recent[-1]))
         recent.append(frame)
         count += 1
-        while len(clips) < len(ends) and count == ends[len(clips)]:
-            clips.append(crop(fill(recent, frames)))
+        for end in ends:
+            if count == end:
+                clips.append(crop(fill(recent, frames)))
     return clips, count, changing
 
 
@@ -273,13 +276,13 @@ def read_clip(path, frames, position, crop):
 def read_video(path, frames, size, clips, crop="face"):
     """Any video as evaluation sees it: evenly spaced clips, uint8 (N, 3, T, size, size), RGB.
 
-    The face is found in the middle frame of each clip, because people move and scenes change;
-    crop="frame" takes the centre square. A clip that shows no face, or does not change, is left
-    out: N <= `clips`. Raises UnreadableVideo if none is left, ValueError.
+    Unlike in FF++, the face is found in the middle frame of each clip, because people move and
+    scenes change; crop="frame" takes the centre square. A clip that shows no face, or does not
+    change, is left out: N <= `clips`. Raises UnreadableVideo if none is left, ValueError.
     """
 
     if crop not in ("face", "frame") or min(frames, size, clips) < 1:
-        raise ValueError(f"no such crop {crop}, or not positive: {frames}, {size}, {clips}")
+        raise ValueError(f"not face or frame: {crop}; or not positive: {frames}, {size}, {clips}")
 
     def crop_clip(clip):
         if frames > 1 and not changes(clip):
@@ -294,7 +297,7 @@ def read_video(path, frames, size, clips, crop="face"):
     cropped = read_clips(path, frames, evenly(clips), crop_clip)
     kept = [clip for clip in cropped if clip is not None]
     if not kept:
-        raise UnreadableVideo(f"{path}: no clip shows a {'face' if crop == 'face' else 'change'}")
+        raise UnreadableVideo(f"{path}: no clip shows a {crop} that changes")
     return v2.functional.center_crop(torch.stack(kept), size)
 
 
@@ -343,8 +346,8 @@ def largest(faces):
 def agreed_face(detections):
     """The face [x, y, w, h] or None of a video, from the faces in each of some pictures.
 
-    Several pictures must agree on it; of several such faces, the largest. Because people move, its
-    box is the hull of all boxes whose edges lie near those of the agreed face.
+    The largest face on which two detections agree; if none do, the largest of all. Because people
+    move, its box is the hull of all boxes whose edges lie near those of this face.
     """
     faces = [face for picture in detections for face in picture]
     agreed, _ = cv2.groupRectangles(faces, 1, 0.3)  # the mean box of each group of two or more
@@ -540,7 +543,7 @@ class FFPP(Dataset):
         """The clips of a video at these positions, (3, T, H, W) each."""
         path, _, target = self.videos[index]
         if target not in self.faces:
-            raise UnreadableVideo(f"{path}: its original cannot be read")
+            raise UnreadableVideo(f"{path}: the original {target} cannot be read")
         face = self.faces[target]
 
         def crop(clip):
@@ -573,9 +576,9 @@ def cached_crops(path, face, size, cache):
 
 
 class OwnVideos(Dataset):
-    """Any videos [(path, class, label)], as evaluation sees them with the settings of a training.
-    Items (clips (N, 3, T, H, W), label): see read_video. Raises UnreadableVideo, and ValueError for
-    a training with a file of boxes."""
+    """Any videos [(path, class, label)], read with the settings of a training. Items (clips
+    (N, 3, T, H, W), label): see read_video. Raises UnreadableVideo, and ValueError for a training
+    with a file of boxes."""
 
     def __init__(self, videos, config, clips):
         self.videos = videos
@@ -593,17 +596,17 @@ class WholeVideos(Dataset):
     """FFPP or OwnVideos for evaluation. Items (clips (N, 3, T, H, W), reason): a video that cannot
     be read has blank clips and a reason, others the reason ""."""
 
-    def __init__(self, videos):
-        self.videos = videos
+    def __init__(self, dataset):
+        self.dataset = dataset
 
     def __len__(self):
-        return len(self.videos.videos)
+        return len(self.dataset.videos)
 
     def __getitem__(self, index):
         try:
-            return self.videos[index][0], ""
+            return self.dataset[index][0], ""
         except UnreadableVideo as error:
-            return torch.zeros(self.videos.shape).byte(), str(error)
+            return torch.zeros(self.dataset.shape).byte(), str(error)
 
 
 class EpochBatches(Sampler):
@@ -634,11 +637,11 @@ class EpochBatches(Sampler):
         videos = self.dataset.videos
         fakes = [index for index in order if self.dataset.binary[index]]
         originals = {videos[index][2]: index for index in order if not self.dataset.binary[index]}
-        pairs = []
+        indices = []
         for fake in fakes:
-            pairs += [fake, originals[videos[fake][2]]]
-        seeds = torch.randint(2**62, (len(pairs),), generator=generator).tolist()
-        draws = list(zip(pairs, seeds))
+            indices += [fake, originals[videos[fake][2]]]
+        seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
+        draws = list(zip(indices, seeds))
 
         share = self.batch_size // self.ranks
         for batch in range(len(self)):
@@ -662,16 +665,16 @@ def face_boxes(config, split):
     else:
         boxes = read_boxes(config["crop"])
         faces = {target: boxes.get(target) for target in videos}
-    for target in videos.keys() - faces:
-        if split == "train":
-            raise UnreadableVideo(f"{videos[target]} cannot be read")
+    unreadable = videos.keys() - faces
+    if unreadable and split == "train":
+        raise UnreadableVideo(f"{videos[min(unreadable)]} cannot be read")
     print_some("without a face (the centre is read)", [name for name in faces if not faces[name]])
     return faces
 
 
 def make_dataset(config, split):
     """FFPP with the settings of train.py. Raises FileNotFoundError, ValueError."""
-    names = ("holdout", "compression", "frames", "size", "clips")
+    names = "holdout compression frames size clips".split()
     options = {name: config[name] for name in names}
     place = config["place"]
     faces = face_boxes(config, split)
@@ -684,12 +687,12 @@ class InterruptibleLoader(DataLoader):
     def __iter__(self):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         iterator = super().__iter__()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it comes now, if it came
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a delayed Ctrl-C comes now
         return iterator
 
 
 def quiet(worker):
-    """What a thread of a worker says when the main process was interrupted is not printed."""
+    """After Ctrl-C, a thread of a worker may print a traceback: silence it."""
     sys.excepthook = lambda *error: None
 
 

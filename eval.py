@@ -50,14 +50,13 @@ LABELS = {
     "eer": "EER",
 }
 OWN_CLIPS = 16  # of a video of your own
-CLIPS_AT_ONCE = 32  # go through the networks together
+CLIPS_AT_ONCE = 32  # in one forward pass
 PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as Table 3 prints it
     "baseline": ("Baseline (S3D)", 76.08, 66.08, 75.12, 69.18, 71.62),
     "bin_ce": ("Binary CE", 80.08, 73.44, 79.30, 75.78, 77.15),
     "bin_contrastive": ("Binary Contrastive", 84.77, 68.36, 82.42, 69.92, 76.17),
     "bin_ce_contrastive": ("Binary CE + Contrastive", 81.64, 66.02, 85.55, 70.31, 75.98),
     "bin_ce_multi_ce": ("Binary CE + Multi CE", 85.16, 68.75, 83.59, 73.44, 77.74),
-    # fmt: off
     "bin_contrastive_multi_contrastive": (
         "Binary Contrastive + Multi Contrastive",
         83.20,
@@ -66,7 +65,6 @@ PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as T
         64.06,
         71.58,
     ),
-    # fmt: on
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # A mode decides these settings: --table compares them between runs of one mode. It compares all
@@ -77,6 +75,7 @@ TABLE_NOTE = """
 Accuracy in %, mean ± standard deviation (number of seeds) [the paper's]. Then the means over the
 hold-outs: accuracy, AUC, gap (points of accuracy from the seen manipulations to the held-out one),
 AUC on clips without motion (still). Cosine of two losses' gradients, second half of the epochs.
+--init, --frames, --size and --clips may differ between rows.
 """
 TILE = 150  # pixels of a picture in a sheet
 
@@ -158,13 +157,13 @@ def evaluate(encoder, classifier, loader, device="cpu", still=False):
     Returns (videos, unreadable): [{"path", "class", "label", "score", "clips"}] with fake
     probabilities, "score" the mean of "clips", and [{"path", "reason"}].
 
-    still: each video has a second score, "still", of its clips without motion. It shows whether the
-    detector needs frames that differ; not that it reads motion rather than change, and a still
-    clip is unlike any in training.
+    still: each video has a second score, "still", of its clips without motion. If it is much worse,
+    the detector needs frames that differ. That does not show that it reads motion: any change might
+    do, and a still clip is unlike any in training.
     """
     encoder.eval()
     classifier.eval()
-    dataset = loader.dataset.videos
+    dataset = loader.dataset.dataset
     videos = []
     unreadable = []
     for batch, (clips, reasons) in enumerate(loader, 1):  # clips (V, N, 3, T, H, W)
@@ -194,7 +193,7 @@ def evaluate(encoder, classifier, loader, device="cpu", still=False):
             if still:
                 video["still"] = scores[len(reasons) + row].mean().item()
             if clips.shape[1] < dataset.shape[0] / 2:
-                video["doubt"] = "few clips show a face"
+                video["doubt"] = "few clips could be used"
             videos.append(video)
 
         progress("scored, batches of videos", batch, len(loader))
@@ -219,8 +218,8 @@ def measure(videos, score="score"):
 
 
 def test(encoder, classifier, config, dataset, device, workers):
-    """The test of what load_checkpoint returns: the content of results.json. It has no metrics if
-    no originals, or no fakes to be tested, could be scored."""
+    """Test the networks of load_checkpoint; returns the content of results.json. It has no metrics
+    if no originals, or no fakes to be tested, could be scored."""
     loader = video_loader(dataset, workers)
     still = config["frames"] > 1
     videos, unreadable = evaluate(encoder, classifier, loader, device, still)
@@ -241,7 +240,7 @@ def test(encoder, classifier, config, dataset, device, workers):
 
 def seen_mean(results, metric):
     """The mean over the seen manipulations."""
-    return float(np.mean([measured[metric] for measured in results["seen"].values()]))
+    return np.mean([measured[metric] for measured in results["seen"].values()])
 
 
 def report(results):
@@ -256,13 +255,12 @@ def report(results):
         f"{len(tested) - fakes} originals, {fakes} fakes"
     ]
 
-    for name, value in measured.items():
-        if name != "intervals":
-            line = f"  {LABELS[name]:18}{100 * value:6.1f} %"
-            if name in measured["intervals"]:
-                low, high = measured["intervals"][name]
-                line += f"   95 % interval {100 * low:.1f} to {100 * high:.1f}"
-            lines.append(line)
+    for name, label in LABELS.items():
+        line = f"  {label:18}{100 * measured[name]:6.1f} %"
+        if name in measured["intervals"]:
+            low, high = measured["intervals"][name]
+            line += f"   95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        lines.append(line)
 
     def add(label, accuracy, auc, unit="%"):
         lines.append(f"  {label:18}{100 * accuracy:6.1f} {unit}, AUC {100 * auc:.1f} {unit}")
@@ -273,6 +271,7 @@ def report(results):
         accuracy = seen_mean(results, "accuracy")
         auc = seen_mean(results, "auc")
         add("mean of the seen", accuracy, auc)
+        # A positive gap: worse on the held-out manipulation.
         add("gap to held-out", accuracy - measured["accuracy"], auc - measured["auc"], "points")
     if "still" in results:
         add("without motion", results["still"]["accuracy"], results["still"]["auc"])
@@ -373,9 +372,9 @@ def add_videos(videos, folders, name, label):
                 if is_video(path) and "masks" not in path.relative_to(folder).parts:
                     parts = path.resolve().parts
                     key = tuple("*" if part in COMPRESSIONS else part for part in parts)
-                    video = (path, name, label)
-                    if videos.setdefault(key, video) != video:
+                    if key in videos:
                         raise ValueError(f"{videos[key][0]} and {path} are the same video")
+                    videos[key] = (path, name, label)
         if len(videos) == before:
             raise FileNotFoundError(f"{folder} has no video files; {NO_IMAGES}")
 
@@ -421,6 +420,7 @@ def read_run(path):
         run = {"path": path, "config": results["config"]}
         run["accuracy"] = 100 * results["metrics"]["accuracy"]
         run["auc"] = 100 * results["metrics"]["auc"]
+        run["config"]["videos scored"] = len(results["videos"])
         if results["seen"]:
             run["gap"] = 100 * seen_mean(results, "accuracy") - run["accuracy"]
         if "still" in results:
@@ -446,9 +446,9 @@ def refuse_different_runs(runs):
         config = run["config"]
         if not config["case"]:
             raise ValueError(f"{run['path']}: a loss was set by hand, so this is none of the cases")
-        other = known.setdefault((config["mode"], config["holdout"], config["seed"]), run)
-        if other is not run:
-            raise ValueError(f"{other['path']} and {run['path']} are the same run")
+        twin = known.setdefault((config["mode"], config["holdout"], config["seed"]), run)
+        if twin is not run:
+            raise ValueError(f"{twin['path']} and {run['path']} are the same run")
 
         same_mode = first_of_mode.setdefault(config["mode"], run)
         for name in config.keys() - MAY_DIFFER:
@@ -591,7 +591,8 @@ def run(args):
     print(f"every video's score: {path}")
     if args.video:
         show_own_videos(results, dataset.shape[0])
-        save_pictures(results["videos"], dataset, out / "clips.png")
+        if results["videos"]:
+            save_pictures(results["videos"], dataset, out / "clips.png")
     elif "metrics" in results:
         print(report(results))
     else:

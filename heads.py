@@ -42,7 +42,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, embedding):
         z = self.layers(embedding)
-        # The layers may run in bfloat16; the unit vectors are not rounded once more.
+        # Under autocast the layers give bfloat16: normalise in float32.
         return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
 

@@ -8,8 +8,8 @@ positives P_i, all other keys are its negatives N_i:
     L = -E_i log -------------------------------------------------------------
                  sum_{p in P_i} exp(z_i . z_p / tau) + sum_{n in N_i} exp(z_i . z_n / tau)
 
-It pulls an anchor towards its positives as a group, most towards the closest. (SupCon, Khosla et
-al. 2020, averages the logarithm over the positives and pulls towards each of them.)
+It pulls an anchor towards its positives as a group, most strongly towards the closest. (SupCon,
+Khosla et al. 2020, averages the logarithm over the positives and pulls towards each of them.)
 
 `python losses.py` works through one example. To use it elsewhere, copy this file:
 
@@ -25,7 +25,7 @@ import torch
 
 
 def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
-    """Equation 1, averaged over the anchors that have a positive: a scalar >= 0, at least float32.
+    """Equation 1, averaged over the anchors that have a positive: a scalar >= 0, float32 at least.
 
     z (B, D)       anchors, L2-normalised, from the encoder that is trained
     keys (K, D)    the queue, L2-normalised, from the EMA encoder; they receive no gradient
@@ -33,14 +33,14 @@ def multi_instance_info_nce(z, labels, keys, key_labels, temperature=0.07):
 
     An anchor without a positive is left out: its numerator is 0, and log 0 is undefined. If no
     anchor is left (at the first step the queue is empty), loss and gradient are 0. Raises
-    ValueError if the shapes do not match or the temperature is not positive.
+    ValueError if shapes do not match, labels are not integers or the temperature is not positive.
     """
     fits = z.ndim == keys.ndim == 2 and z.shape[1] == keys.shape[1]
     if not fits or labels.shape != z.shape[:1] or key_labels.shape != keys.shape[:1]:
         shapes = [tuple(tensor.shape) for tensor in (z, labels, keys, key_labels)]
         raise ValueError(f"expected shapes (B, D), (B,), (K, D), (K,), got {shapes}")
     if labels.is_floating_point() or key_labels.is_floating_point():
-        raise ValueError("expected integer labels: no soft ones, no scores")
+        raise ValueError("expected integer labels, not probabilities or scores")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(z.device.type, enabled=False):  # half precision is too coarse for exp

@@ -31,7 +31,7 @@ from torch import nn
 @torch.no_grad()
 def ema_update(online, ema, m):
     """ema <- m * ema + (1 - m) * online for every parameter of two modules of one architecture;
-    buffers are copied. Raises ValueError for others, or if m is not in [0, 1]."""
+    buffers are copied. Raises ValueError for other shapes, or if m is not in [0, 1]."""
     if not 0 <= m <= 1:
         raise ValueError(f"momentum m must be in [0, 1], got {m}")
     if [p.shape for p in online.parameters()] != [p.shape for p in ema.parameters()]:
@@ -54,7 +54,7 @@ class LabelQueue(nn.Module):
             raise ValueError(f"a queue needs at least one slot, got size {size}")
         self.register_buffer("slots", torch.zeros(size, dim))
         self.register_buffer("slot_labels", torch.zeros(size, dtype=torch.long))
-        self.register_buffer("enqueued", torch.tensor(0))  # so far, also those that made room
+        self.register_buffer("enqueued", torch.tensor(0))  # ever, not only those still in a slot
 
     # Copies, because a later enqueue must not change what a loss needs for its backward pass.
     @property
@@ -70,7 +70,7 @@ class LabelQueue(nn.Module):
         """Add keys (B, dim) with labels (B,), any B; the oldest keys make room.
 
         With torch.distributed, every rank adds the keys of all ranks in rank order, so that all
-        queues stay equal; each must bring the same B. Raises ValueError for others.
+        queues stay equal; all must bring the same B. Raises ValueError for other shapes.
         """
         fits = keys.shape[1:] == self.slots.shape[1:] and labels.shape == keys.shape[:1]
         if not fits or labels.is_floating_point():

@@ -143,17 +143,17 @@ class S3D(nn.Module):
 
 def register_statistics(encoder):
     """The mean and std of the input, ImageNet's until other weights are loaded."""
-    mean, std = torch.tensor(IMAGENET).view(2, 1, 3, 1, 1, 1)
+    mean, std = torch.tensor(IMAGENET).view(2, 1, 3, 1, 1, 1)  # (1, 3, 1, 1, 1) each
     encoder.register_buffer("mean", mean)
     encoder.register_buffer("std", std)
 
 
 def normalise(clip, mean, std):
-    """uint8 in 0..255 or float in 0..1 -> float with mean 0 and std 1; ValueError for others."""
+    """uint8 in 0..255 or float in 0..1 -> (clip in 0..1 - mean) / std. Raises ValueError."""
     if clip.dtype == torch.uint8:
         clip = clip.to(mean.dtype) / 255
     elif not clip.is_floating_point() or clip.numel() and clip.max() > 1:
-        raise ValueError("S3D takes uint8 clips in 0..255 or float clips in 0..1")
+        raise ValueError("S3D and FrameEncoder take uint8 in 0..255 or float in 0..1")
     return (clip.to(mean.dtype) - mean) / std
 
 

@@ -5,8 +5,9 @@
     python train.py --mode bin_contrastive --holdout DF --data FaceForensics++  # on the real one
     python train.py --mode bin_ce_contrastive --explain     # do the gradients of the losses agree?
 
-The cases differ in which losses exist and which of them reach the encoder (the Baseline only in its
-starting weights). `compute_losses` is Figure 2, `training_step` one step; the rest is bookkeeping.
+The cases differ in which losses exist and which of them reach the encoder. (The Baseline differs
+from Binary CE only in its starting weights.) `compute_losses` is Figure 2, `training_step` one
+step; the rest is bookkeeping.
 """
 
 import argparse
@@ -61,7 +62,9 @@ from s3d import MIN_SIZE, S3D, FrameEncoder, load_pretrained
 
 # --- Settings ------------------------------------------------------------------------------------
 
-MODES = {  # the rows of Table 2; bin_ce: does the classifier's gradient reach the encoder?
+# The rows of Table 2. Section 2.1.2 announces six cases and lists five: the sixth is the Baseline.
+# bin_ce: does the gradient of the binary classifier reach the encoder, or is it cut?
+MODES = {
     "baseline": {"init": "kinetics400", "bin_ce": "grad"},
     "bin_ce": {"init": "coclr", "bin_ce": "grad"},
     "bin_contrastive": {"init": "coclr", "bin_ce": "cut", "bin_contrast": True},
@@ -89,7 +92,7 @@ TOY = {
     "width": 0.125,
     "workers": 1,
 }
-PAPER = {  # where the paper is silent, CoCLR's settings
+DEFAULTS = {  # for FF++: the paper's; where it is silent, CoCLR's or our own (README)
     "bin_contrast": False,
     "multi_ce": False,
     "multi_contrast": False,
@@ -160,13 +163,13 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     args.rank = int(os.environ.get("RANK", 0))
     args.ranks = int(os.environ.get("WORLD_SIZE", 1))
-    args.case = all(getattr(args, name) is None for name in LOSSES)
+    args.case = all(getattr(args, name) is None for name in LOSSES)  # one of Table 2's, unchanged
     if args.data == "toy":
         args.data = "toy_ffpp"
     args.toy = args.data == "toy_ffpp" or Path(args.data, "TOY.txt").is_file()
     cuda = "cuda" in args.device
 
-    defaults = {**PAPER, **MODES[args.mode]}
+    defaults = {**DEFAULTS, **MODES[args.mode]}
     if args.toy:
         defaults.update(TOY)
     if args.mode == "dfdc_winner":
@@ -294,8 +297,8 @@ def training_step(nets, args, optimizer, clip, y_bin, y_multi, cosines=False):
 
 
 def log_values(losses, z):
-    """For log.csv: the losses, and the mean cosine of all pairs of anchors (1: collapsed). Raises
-    FloatingPointError."""
+    """For log.csv: the losses, and the mean cosine of all pairs of anchors, each with itself, too
+    (1: collapsed). Raises FloatingPointError."""
     measured = {}
     for name, loss in losses.items():
         measured[f"loss_{name}"] = loss.item()
@@ -307,7 +310,8 @@ def log_values(losses, z):
 
 
 def average_gradients(nets):
-    """Over all ranks of torchrun, as one flat vector."""
+    """Average over torchrun's ranks, as one flat vector. BatchNorm stays each rank's own: rank 0's
+    running averages are saved."""
     gradients = [p.grad for p in nets.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -344,8 +348,8 @@ def encoder_gradients(losses, encoder):
     weights = list(encoder.parameters())
     gradients = {}
     for name, loss in losses.items():
-        by_layer = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-        reached = [gradient.flatten() for gradient in by_layer if gradient is not None]
+        by_weight = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        reached = [gradient.flatten() for gradient in by_weight if gradient is not None]
         if reached:
             gradients[name] = torch.cat(reached)
     return gradients
@@ -393,7 +397,7 @@ def explain(nets, args, loader):
 
 
 def learning_rate(args, step, steps):
-    """Warm-up, then half a cosine; the last step's is not quite 0."""
+    """Linear warm-up times half a cosine; the last step's rate is not quite 0."""
     warm_up = min(1, step / WARM_UP)
     decay = (1 + math.cos(math.pi * (step - 1) / steps)) / 2
     return args.lr * warm_up * decay
@@ -472,12 +476,12 @@ def find_checkpoint(args, config):
         raise ValueError(
             f"{args.out} holds an unfinished run: --resume continues it; {START_AGAIN}"
         )
-    return checkpoint if saved == last else None  # killed between its first two files
+    return checkpoint if saved == last else None  # killed before its first last.pt: start again
 
 
 def restore(checkpoint, sets, nets, optimizer):
-    """Continue from last.pt; returns its log. Refuses another training set than before, and names
-    another test set."""
+    """Continue from last.pt; returns its log. Refuses if the number of training videos of a class
+    has changed; only reports it for the other splits."""
     for split, videos in sets.items():
         before = checkpoint["counts"][split]
         text = f"--resume: {split} had {before} videos before, now {videos.counts}"
@@ -496,7 +500,7 @@ def prepare(args, config):
     if args.rank > 0:
         dist.barrier()  # until rank 0 is through
     if args.data == "toy_ffpp":
-        from tests.toy import make_toy  # the user's list of files has no other place for it
+        from tests.toy import make_toy  # the toy lives with the tests
 
         make_toy("toy_ffpp")
     sets = {split: make_dataset(config, split) for split in SPLITS}
@@ -513,11 +517,11 @@ def prepare(args, config):
 
 
 def train(args):
-    """Train and test one run. Of torchrun's ranks, rank 0 alone prints and writes."""
+    """Train and test one run. Of torchrun's ranks, rank 0 alone reports and writes files."""
     config = settings(args)
     out = Path(args.out)
     if args.toy:
-        torch.set_num_threads(1)  # more would wait for each other in so small a network
+        torch.set_num_threads(1)  # more would only slow down so small a network
     sets, nets = prepare(args, config)
     if (out / "results.json").is_file() and not args.explain:
         print(report(load_own(out / "results.json", config)))
@@ -555,21 +559,27 @@ def train(args):
             "bin_classifier": nets["bin_classifier"].state_dict(),
         }
         # The best validation AUC, the later of equals; the held-out manipulation has no say.
-        if log[-1]["val_auc"] == max(row["val_auc"] for row in log):
+        if log[-1]["val_auc"] == max(earlier["val_auc"] for earlier in log):
             save(checkpoint, out / "best.pt")
-        checkpoint["nets"] = nets.state_dict()
-        checkpoint["optimizer"] = optimizer.state_dict()
-        checkpoint["log"] = log
-        checkpoint["counts"] = {split: videos.counts for split, videos in sets.items()}
-        save(checkpoint, out / "last.pt")
+        # The rest of what --resume needs to be bit-exact: order, augmentation and learning rate
+        # follow from the seed and the step.
+        checkpoint.update(
+            nets=nets.state_dict(),
+            optimizer=optimizer.state_dict(),
+            log=log,
+            counts={split: videos.counts for split, videos in sets.items()},
+        )
         with replacing(out / "log.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=log[0])
             writer.writeheader()
             writer.writerows(log)
+        save(checkpoint, out / "last.pt")
 
     if args.rank == 0:
         encoder, classifier, _ = load_checkpoint(out / "best.pt", args.device)
         results = test(encoder, classifier, config, sets["test"], args.device, args.workers)
+        if "metrics" not in results:
+            raise ValueError("no originals, or no fakes, could be scored: --resume tests again")
         save(results, out / "results.json")
         print(report(results))
 

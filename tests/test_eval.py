@@ -158,7 +158,7 @@ def test_own_videos_are_scored_where_they_show_a_moving_face(finished, score, tm
     film(tmp_path / "still.avi", PORTRAIT, shaken=False)
     flags = [tmp_path, "best.pt", "--clips", "6", "--video", "half.avi"]
     status, out, _ = score(*flags, "few.avi")
-    words = ("3 of 6 clips \n", "fake score 0.", "not a verdict", "TOY", "2 of 6 clips few clips")
+    words = ("3 of 6 clips \n", "fake score 0.", "not a verdict", "TOY", "2 of 6 clips few")
     assert status == 0 and all(word in out for word in words)
     scored = json.loads((tmp_path / "videos" / "scores.json").read_text())["videos"]
     assert ["doubt" in video for video in scored] == [False, True]
@@ -171,6 +171,7 @@ def test_own_videos_are_scored_where_they_show_a_moving_face(finished, score, tm
     reasons = ("no such file", "no clip shows a face", "do not change", "--real and --fake")
     for video, reason in zip(found["unreadable"], reasons, strict=True):
         assert reason in video["reason"] and video["reason"] in err
+    assert score(tmp_path, "best.pt", "--video", "gone.avi")[0] == 1
 
 
 def test_another_dataset_is_all_videos_below_two_folders(finished, score, tmp_path):
@@ -215,6 +216,8 @@ def test_images_and_the_same_video_twice_are_refused(tmp_path):
         (tmp_path / folder / "000.mp4").touch()
     with pytest.raises(ValueError, match="c23.*c40.*same video"):
         evaluation.add_videos({}, [tmp_path], "fake", 1)
+    with pytest.raises(ValueError, match="same video"):
+        evaluation.add_videos({}, [tmp_path / "c23", tmp_path / "c23"], "fake", 1)
 
 
 def test_files_of_one_name_in_a_folder_and_one_below_it_are_two_videos(tmp_path):
@@ -251,10 +254,12 @@ def test_a_file_that_is_no_checkpoint_of_this_version_is_named(refused, tmp_path
 
 
 def fake_run(out, mode, holdout, accuracy, seed=0, cosines="", seen=(), **settings):
+    videos = settings.pop("videos", [])
     config = {"mode": mode, "holdout": holdout, "seed": seed, "format": 3, "toy": False}
     config |= {"case": True, "place": {"data": str(out)}, "epochs": 30, "size": 128, **settings}
     out.mkdir(parents=True)
     results = {"config": config, "metrics": {"accuracy": accuracy, "auc": accuracy + 0.05}}
+    results["videos"] = videos
     results["seen"] = {str(value): {"accuracy": value} for value in seen}
     results["still"] = {"auc": accuracy / 2}
     (out / "results.json").write_text(json.dumps(results))
@@ -291,7 +296,10 @@ def test_a_table_has_means_over_seeds_beside_the_papers_numbers(tmp_path):
     assert first == "77.1 (1) [81.64]" and cosine == "0.10 ± 0.32"
 
 
-@pytest.mark.parametrize("name, value, mode", [("epochs", 2, "bin_ce"), ("size", 64, "baseline")])
+@pytest.mark.parametrize(
+    "name, value, mode",
+    [("epochs", 2, "bin_ce"), ("size", 64, "baseline"), ("videos", [0], "bin_ce")],
+)
 def test_a_table_compares_what_a_mode_sets_within_its_row_and_the_rest_everywhere(
     tmp_path, name, value, mode
 ):

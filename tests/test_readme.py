@@ -93,7 +93,7 @@ def toy_picture(root):
     for name in CLASSES:
         index = next(i for i, video in enumerate(videos.videos) if video[1:] == (name, "953"))
         frames = videos[index][0][0][:, :5].permute(2, 1, 3, 0).flatten(1, 2).numpy()
-        rows.append(frames[..., ::-1])  # (64, 5 * 64, 3), BGR
+        rows.append(frames[..., ::-1])  # (50, 5 * 50, 3), BGR
     return np.concatenate(rows)
 
 

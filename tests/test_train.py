@@ -327,7 +327,7 @@ def test_a_given_flag_wins_over_the_toy_then_the_mode_then_the_paper():
     assert train.parse(["--mode", "dfdc_winner", *real]).size == 380
     assert train.parse(["--mode", "dfdc_winner"]).size == train.TOY["size"]
     args = vars(train.parse(["--mode", "bin_ce", *real]))
-    assert {name: args[name] for name in train.PAPER} == train.PAPER
+    assert {name: args[name] for name in train.DEFAULTS} == train.DEFAULTS
     assert train.parse(["--mode", "dfdc_winner"]).frames == 1
     assert train.parse(["--mode", "dfdc_winner", "--frames", "2"]).frames == 2
 
@@ -340,4 +340,4 @@ def test_help_names_every_flag_with_the_papers_value(monkeypatch, capsys):
     for name in vars(train.parse([])).keys() - {"case", "toy", "rank", "ranks"}:
         assert f"  --{name.replace('_', '-')}" in text, name
     for name in ("crop", "frames", "size", "clips", "epochs", "lr", "queue_size", "momentum"):
-        assert f"({train.PAPER[name]})" in text, name
+        assert f"({train.DEFAULTS[name]})" in text, name

@@ -3,7 +3,7 @@
 
 A fake `target_source` is the target's video with the face (Deepfakes, FaceSwap) or the expression
 (Face2Face, NeuralTextures) of the source; the paper's 3.2 has it the other way round. So the target
-decides the split and where the face is. The official layout is read, and Kaggle's flat copy of c23:
+decides the split and where the face is. The official layout and Kaggle's flat copy of c23 are read:
 
     original_sequences/youtube/c23/videos/953.mp4             or    original/953.mp4
     manipulated_sequences/Deepfakes/c23/videos/953_974.mp4    or    Deepfakes/953_974.mp4
@@ -91,7 +91,7 @@ CANNOT_BE_READ = "cannot be read as a video"
 NEVER_CHANGES = "the frames do not change: a picture, or interlaced video that OpenCV cannot decode"
 
 MARGIN = 1.3 * 9 / 8  # side of the square that is read, in face sizes; the window shows 1.3
-FACE_FRAMES = 15  # of an original, in which its face is looked for
+FACE_FRAMES = 15  # of an original are searched for its face
 MOVES = 0.15  # face sizes by which the edges of a face may move: its box grows by up to 30 %
 SEVERAL_CLIPS = 16  # whole videos are batched up to about this many clips
 
@@ -364,7 +364,7 @@ def agreed_face(detections):
 @functools.cache
 def fingerprint(path):
     """A video's name and a hash of its size and content (eight pieces of 64 kB, from start to end):
-    the same for a copy at another place, another for a replaced file."""
+    the same for a copy elsewhere, different for a replaced file."""
     size = path.stat().st_size
     digest = hashlib.sha1(str(size).encode())
     with open(path, "rb") as file:
@@ -576,7 +576,7 @@ def cached_crops(path, face, size, cache):
 
 
 class OwnVideos(Dataset):
-    """Any videos [(path, class, label)], read with the settings of a training. Items (clips
+    """Any videos [(path, class, label)], read with a training run's settings. Items (clips
     (N, 3, T, H, W), label): see read_video. Raises UnreadableVideo, and ValueError for a training
     with a file of boxes."""
 
@@ -767,7 +767,7 @@ def lesson():
 
 def main(argv=None):
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", nargs="?", help="check FaceForensics++ there: read all videos")
+    parser.add_argument("folder", nargs="?", help="of FaceForensics++, to check: reads all videos")
     parser.add_argument("--cache", default="runs", help="where train.py will look for face boxes")
     args = parser.parse_args(argv)
     if args.folder is None:

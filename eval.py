@@ -68,7 +68,7 @@ PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as T
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # A mode decides these settings: --table compares them between runs of one mode. It compares all
-# others between all runs, but for those in which runs may differ.
+# others, except MAY_DIFFER, between all runs.
 MODE_SETTINGS = "init bin_ce bin_contrast multi_ce multi_contrast frames size clips".split()
 MAY_DIFFER = "mode holdout seed place".split()
 TABLE_NOTE = """
@@ -353,10 +353,11 @@ def save_pictures(videos, dataset, path):
 
 
 def worst_mistakes(results):
-    """The paper's Figure 4: the ten tested videos whose scores are furthest from their labels."""
+    """The paper's Figure 4: the ten tested videos whose scores are furthest from their labels, the
+    worst first."""
     videos = of_classes(results["videos"], tested_fakes(results["config"]))
-    videos.sort(key=lambda video: abs(video["score"] - video["label"]))
-    return videos[-10:]
+    videos.sort(key=lambda video: -abs(video["score"] - video["label"]))
+    return videos[:10]
 
 
 # --- Your own videos, other datasets -------------------------------------------------------------
@@ -540,11 +541,11 @@ def parse(argv=None):
     flag("checkpoint", nargs="?", help="best.pt or last.pt of a run")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--pictures", action="store_true", help="the worst mistakes as mistakes.png")
-    task.add_argument("--video", nargs="+", metavar="FILE", help="score videos of your own instead")
+    task.add_argument("--video", nargs="+", metavar="FILE", help="score your own videos instead")
     task.add_argument("--real", nargs="+", metavar="DIR", help="with --fake: test on these folders")
-    task.add_argument("--table", metavar="DIR", help="Tables 2 and 3 of the runs in a folder")
+    task.add_argument("--table", metavar="DIR", help="Tables 2 and 3 for a folder of runs")
     flag("--fake", nargs="+", metavar="DIR", help="see --real")
-    flag("--data", help="another copy of FF++ (default: the one of the training)")
+    flag("--data", help="another copy of FF++ (default: the training run's)")
     flag("--cache", metavar="DIR", help="train.py's cache of cropped frames")
     flag("--clips", type=number(int, 1), help="per video (default: as in training; --video: 16)")
     flag("--workers", type=int, default=0, help="processes that read videos (0)")

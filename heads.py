@@ -12,7 +12,7 @@
     from heads import Classifier, ProjectionHead
     embedding = torch.randn(4, 1024)
     logits = Classifier(1024, classes=2)(embedding)     # (4, 2)
-    z = ProjectionHead(1024)(embedding)                 # (4, 128), rows of length 1
+    z = ProjectionHead(1024)(embedding)                 # (4, 128), rows of unit length
 """
 
 import torch

@@ -30,7 +30,7 @@ from torchvision import models
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of CoCLR's input
 KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # of torchvision's S3D
-MIN_FRAMES, MIN_SIZE = 5, 17  # smaller clips vanish in the poolings; train on 8 frames or more
+MIN_FRAMES, MIN_SIZE = 5, 17  # smaller clips vanish in the pooling; train on 8 frames or more
 
 
 class ConvBNReLU(nn.Sequential):
@@ -208,8 +208,8 @@ def load_pretrained(model, source):
     paper's Baseline), "coclr" (self-supervised, for its other cases), or the path of a CoCLR
     checkpoint, a torchvision S3D or a checkpoint of train.py.
 
-    Their input's mean and std and BatchNorm's eps come along. Raises FileNotFoundError, ValueError
-    (unsafe file, other names or shapes than the model's); the model is then unchanged.
+    Their input's mean and std and BatchNorm's eps are loaded, too. Raises FileNotFoundError,
+    ValueError (unsafe file, other names or shapes than the model's); the model is then unchanged.
     """
     checkpoint = read_checkpoint(URLS.get(source, source))
     for key in ("encoder", "state_dict"):  # train.py's checkpoints; CoCLR's
@@ -275,7 +275,7 @@ def read_checkpoint(source):
 
 
 def main():
-    """The lesson: what each layer puts out, holds and costs for the paper's clip."""
+    """The lesson: what each layer outputs, holds and costs for the paper's clip."""
     model = S3D().eval()
     clip = torch.zeros(1, 3, 32, 128, 128, dtype=torch.uint8)
     print(f"{'layer':10}{'channels x T x H x W':>24}{'parameters':>13}{'GFLOP':>9}")

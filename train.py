@@ -120,7 +120,7 @@ def declare_flags():
     """Flags without a default get it in `parse`."""
     parser = argparse.ArgumentParser(
         usage="python train.py [--mode MODE] [--holdout NAME] [--data FF++] [flags]",
-        description="In brackets: the default, where the toy or the mode sets no other.",
+        description="Defaults are in parentheses, unless the toy or the mode sets another.",
         allow_abbrev=False,
     )
     switch = argparse.BooleanOptionalAction
@@ -132,17 +132,17 @@ def declare_flags():
     flag("--multi-ce", action=switch, help="cross-entropy, multi-class labels")
     flag("--multi-contrast", action=switch, help="Equation 1, multi-class labels")
     flag("--init", help="coclr, kinetics400, imagenet, random or a path")
-    flag("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="kept for the test (DF)")
-    flag("--data", default="toy", help="the folder of FF++, or toy: drawn into toy_ffpp/ (toy)")
+    flag("--holdout", choices=(*MANIPULATIONS, "none"), default="DF", help="only in the test (DF)")
+    flag("--data", default="toy", help="folder of FF++, or toy: drawn into toy_ffpp/ (toy)")
     flag("--compression", choices=COMPRESSIONS, default="c23", help="of FF++ (c23)")
     flag("--crop", help="face, frame (the centre), or a JSON file of boxes (face)")
     flag("--cache", metavar="DIR", help="keeps cropped frames: each video is decoded only once")
     flag("--frames", type=positive, help="consecutive frames in a clip (32)")
     flag("--size", type=number(int, MIN_SIZE), help="pixels of a clip's side (128)")
     flag("--clips", type=positive, help="per video, in validation and test (4)")
-    flag("--workers", type=number(int, 0), help="processes that read videos (one a CPU, at most 8)")
+    flag("--workers", type=number(int, 0), help="processes that read videos (1 per CPU, at most 8)")
     flag("--epochs", type=positive, help="passes over the training set (30)")
-    flag("--batch-size", type=number(int, 2), default=16, help="clips, of all ranks together (16)")
+    flag("--batch-size", type=number(int, 2), default=16, help="clips, over all ranks (16)")
     flag("--lr", type=number(float, 1e-12), help="AdamW's peak learning rate (0.0001)")
     flag("--queue-size", type=positive, help="keys in each queue (2048)")
     flag("--temperature", type=number(float, 1e-6), default=0.07, help="tau of Equation 1 (0.07)")
@@ -158,7 +158,7 @@ def declare_flags():
 
 
 def parse(argv=None):
-    """The flags; what was not given is the toy's value, else the mode's, else the paper's."""
+    """The flags; those not given take the toy's value, else the mode's, else the paper's."""
     parser = declare_flags()
     args = parser.parse_args(argv)
     args.rank = int(os.environ.get("RANK", 0))
@@ -297,7 +297,7 @@ def training_step(nets, args, optimizer, clip, y_bin, y_multi, cosines=False):
 
 
 def log_values(losses, z):
-    """For log.csv: the losses, and the mean cosine of all pairs of anchors, each with itself, too
+    """For log.csv: the losses, and the mean cosine of all pairs of anchors, self-pairs included
     (1: collapsed). Raises FloatingPointError."""
     measured = {}
     for name, loss in losses.items():
@@ -437,7 +437,7 @@ def train_epoch(nets, args, optimizer, loader, epoch):
 
 
 def validate(nets, args, loader):
-    """AUC, and the mean of the accuracies on originals and on fakes, of which there are more."""
+    """AUC, and the mean of the accuracies on originals and on the more numerous fakes."""
     videos, _ = evaluate(nets["encoder"], nets["bin_classifier"], loader, args.device)
     val = measure(videos)
     accuracy = (val["accuracy_real"] + val["accuracy_fake"]) / 2
@@ -497,6 +497,8 @@ def restore(checkpoint, sets, nets, optimizer):
 
 def prepare(args, config):
     """({split: dataset}, networks). Rank 0 draws the toy, looks for faces and downloads weights."""
+    if args.toy:
+        torch.set_num_threads(1)  # more would only slow down so small a network
     if args.rank > 0:
         dist.barrier()  # until rank 0 is through
     if args.data == "toy_ffpp":
@@ -520,8 +522,6 @@ def train(args):
     """Train and test one run. Of torchrun's ranks, rank 0 alone reports and writes files."""
     config = settings(args)
     out = Path(args.out)
-    if args.toy:
-        torch.set_num_threads(1)  # more would only slow down so small a network
     sets, nets = prepare(args, config)
     if (out / "results.json").is_file() and not args.explain:
         print(report(load_own(out / "results.json", config)))
@@ -563,12 +563,8 @@ def train(args):
             save(checkpoint, out / "best.pt")
         # The rest of what --resume needs to be bit-exact: order, augmentation and learning rate
         # follow from the seed and the step.
-        checkpoint.update(
-            nets=nets.state_dict(),
-            optimizer=optimizer.state_dict(),
-            log=log,
-            counts={split: videos.counts for split, videos in sets.items()},
-        )
+        checkpoint.update(nets=nets.state_dict(), optimizer=optimizer.state_dict(), log=log)
+        checkpoint["counts"] = {split: videos.counts for split, videos in sets.items()}
         with replacing(out / "log.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=log[0])
             writer.writeheader()
@@ -593,7 +589,7 @@ def main(argv=None):
         atexit.register(dist.destroy_process_group)
     if args.rank > 0:
         sys.stdout = open(os.devnull, "w")
-    with one_sentence("train.py", "interrupted: --resume continues after the last whole epoch"):
+    with one_sentence("train.py", "interrupted: --resume continues after the last complete epoch"):
         train(args)
 
 

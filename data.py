@@ -102,7 +102,7 @@ class UnreadableVideo(ValueError):
 
 def progress(text, done, total):
     """A line on stderr, at most ten times, the last at the end."""
-    if done * 10 // total > (done - 1) * 10 // total:
+    if done * 10 // total > (done - 1) * 10 // total:  # another tenth is done
         print(f"{text}: {done}/{total}", file=sys.stderr, flush=True)
 
 
@@ -280,9 +280,10 @@ def read_video(path, frames, size, clips, crop="face"):
     scenes change; crop="frame" takes the centre square. A clip that shows no face, or does not
     change, is left out: N <= `clips`. Raises UnreadableVideo if none is left, ValueError.
     """
-
-    if crop not in ("face", "frame") or min(frames, size, clips) < 1:
-        raise ValueError(f"not face or frame: {crop}; or not positive: {frames}, {size}, {clips}")
+    if crop not in ("face", "frame"):
+        raise ValueError(f"crop must be face or frame, got {crop} (boxes are for FF++ only)")
+    if min(frames, size, clips) < 1:
+        raise ValueError(f"frames, size and clips must be positive: {frames}, {size}, {clips}")
 
     def crop_clip(clip):
         if frames > 1 and not changes(clip):

@@ -163,7 +163,7 @@ def evaluate(encoder, classifier, loader, device="cpu", still=False):
     """
     encoder.eval()
     classifier.eval()
-    dataset = loader.dataset.dataset
+    dataset = loader.dataset.dataset  # FFPP or OwnVideos, inside WholeVideos
     videos = []
     unreadable = []
     for batch, (clips, reasons) in enumerate(loader, 1):  # clips (V, N, 3, T, H, W)
@@ -193,7 +193,7 @@ def evaluate(encoder, classifier, loader, device="cpu", still=False):
             if still:
                 video["still"] = scores[len(reasons) + row].mean().item()
             if clips.shape[1] < dataset.shape[0] / 2:
-                video["doubt"] = "few clips could be used"
+                video["doubt"] = "(too few to trust)"
             videos.append(video)
 
         progress("scored, batches of videos", batch, len(loader))
@@ -244,7 +244,9 @@ def seen_mean(results, metric):
 
 
 def report(results):
-    """The results as a few lines of text."""
+    """The results as a few lines of text. Raises ValueError if they have no metrics."""
+    if "metrics" not in results:
+        raise ValueError("no originals, or no fakes, could be scored")
     config = results["config"]
     measured = results["metrics"]
     tested = of_classes(results["videos"], tested_fakes(config))
@@ -421,7 +423,7 @@ def read_run(path):
         run = {"path": path, "config": results["config"]}
         run["accuracy"] = 100 * results["metrics"]["accuracy"]
         run["auc"] = 100 * results["metrics"]["auc"]
-        run["config"]["videos scored"] = len(results["videos"])
+        run["config"]["videos scored"] = len(results["videos"])  # compared like a setting
         if results["seen"]:
             run["gap"] = 100 * seen_mean(results, "accuracy") - run["accuracy"]
         if "still" in results:
@@ -594,10 +596,8 @@ def run(args):
         show_own_videos(results, dataset.shape[0])
         if results["videos"]:
             save_pictures(results["videos"], dataset, out / "clips.png")
-    elif "metrics" in results:
-        print(report(results))
     else:
-        raise ValueError(f"no originals, or no fakes, could be scored; {path} has the other scores")
+        print(report(results))
     if args.pictures:
         save_pictures(worst_mistakes(results), dataset, out / "mistakes.png")
     return not results["unreadable"]

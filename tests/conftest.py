@@ -72,7 +72,7 @@ def finished(toy):
     ]
     result = command(toy, "train.py", *flags)
     assert result.returncode == 0, result.stderr
-    return toy / "runs" / "first", result.stdout, flags
+    return toy / "runs/first", result.stdout, flags
 
 
 @pytest.fixture

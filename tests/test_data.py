@@ -395,18 +395,16 @@ def test_the_check_names_what_is_wrong_with_a_dataset_and_keeps_the_faces(odd, t
     for folder in ("original", "Deepfakes"):
         (tmp_path / folder).mkdir()
     good = [scene((120, 10, 20)), scene((120, 12, 20))] * 10
-    write(tmp_path / "original" / "000.avi", good, "MJPG")
+    write(tmp_path / "original/000.avi", good, "MJPG")
     assert check(tmp_path, capsys) == (0, {})
 
-    kept = data.find_faces({"000": tmp_path / "original" / "000.avi"}, tmp_path)
+    kept = data.find_faces({"000": tmp_path / "original/000.avi"}, tmp_path)
     assert (tmp_path / "faces.json").read_text().count("000.avi") == 1 and kept["000"][0] < 75
-    write(tmp_path / "original" / "001.avi", changing(20), "MJPG")
-    write(
-        tmp_path / "original" / "002.avi", [scene((90, 9, 20), (90, 190, 20)), scene()] * 9, "MJPG"
-    )
-    write(tmp_path / "Deepfakes" / "003.mkv", changing(1) * 16)
-    shutil.copy(odd / "cut.mkv", tmp_path / "Deepfakes" / "004.mkv")
-    (tmp_path / "Deepfakes" / "005.mp4").write_bytes(b"half a download")
+    write(tmp_path / "original/001.avi", changing(20), "MJPG")
+    write(tmp_path / "original/002.avi", [scene((90, 9, 20), (90, 190, 20)), scene()] * 9, "MJPG")
+    write(tmp_path / "Deepfakes/003.mkv", changing(1) * 16)
+    shutil.copy(odd / "cut.mkv", tmp_path / "Deepfakes/004.mkv")
+    (tmp_path / "Deepfakes/005.mp4").write_bytes(b"half a download")
     status, headings = check(tmp_path, capsys)
     assert status == 1 and headings == {
         "original with no face": {"001"},

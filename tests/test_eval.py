@@ -12,7 +12,7 @@ import eval as evaluation
 import train
 from data import FFPP
 
-PORTRAIT = cv2.imread(str(Path(__file__).parent / "fixtures" / "portrait.jpg"))
+PORTRAIT = cv2.imread(str(Path(__file__).parent / "fixtures/portrait.jpg"))
 WALL = np.uint8(np.indices(PORTRAIT.shape)[1])  # shaded from left to right
 
 
@@ -131,7 +131,7 @@ def score(capfd, monkeypatch):
 def test_an_unreadable_video_is_only_listed_and_pictures_show_the_rest(finished, score, tmp_path):
     shutil.copy(finished[0] / "best.pt", tmp_path)
     shutil.copytree(finished[0].parents[1] / "toy_ffpp", tmp_path / "toy_ffpp")
-    bad, *_ = (tmp_path / "toy_ffpp" / "manipulated_sequences" / "NeuralTextures").rglob("953_*")
+    bad, *_ = (tmp_path / "toy_ffpp/manipulated_sequences/NeuralTextures").rglob("953_*")
     bad.write_text("no video")
     status, out, err = score(tmp_path, "best.pt", "--pictures")
     results = json.loads((tmp_path / "results_best.json").read_text())
@@ -158,16 +158,16 @@ def test_own_videos_are_scored_where_they_show_a_moving_face(finished, score, tm
     film(tmp_path / "still.avi", PORTRAIT, shaken=False)
     flags = [tmp_path, "best.pt", "--clips", "6", "--video", "half.avi"]
     status, out, _ = score(*flags, "few.avi")
-    words = ("3 of 6 clips \n", "fake score 0.", "not a verdict", "TOY", "2 of 6 clips few")
+    words = ("3 of 6 clips \n", "fake score 0.", "not a verdict", "TOY", "2 of 6 clips (too few")
     assert status == 0 and all(word in out for word in words)
-    scored = json.loads((tmp_path / "videos" / "scores.json").read_text())["videos"]
+    scored = json.loads((tmp_path / "videos/scores.json").read_text())["videos"]
     assert ["doubt" in video for video in scored] == [False, True]
     status, out, err = score(*flags, "gone.avi", "wall.avi", "still.avi", ".")
-    found = json.loads((tmp_path / "videos" / "scores.json").read_text())
+    found = json.loads((tmp_path / "videos/scores.json").read_text())
     (video,) = found["videos"]
     assert status == 1 and video["path"] == "half.avi" and len(video["clips"]) == 3
     assert video["score"] == pytest.approx(np.mean(video["clips"]))
-    assert cv2.imread(str(tmp_path / "videos" / "clips.png")).std() > 5
+    assert cv2.imread(str(tmp_path / "videos/clips.png")).std() > 5
     reasons = ("no such file", "no clip shows a face", "do not change", "--real and --fake")
     for video, reason in zip(found["unreadable"], reasons, strict=True):
         assert reason in video["reason"] and video["reason"] in err
@@ -179,11 +179,11 @@ def test_another_dataset_is_all_videos_below_two_folders(finished, score, tmp_pa
     for name in ("real/a.avi", "real/._a.avi", "real/masks/a.avi", "linked/b.M4V", "fake/c.wmv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(tmp_path / "film.avi", tmp_path / name)
-    (tmp_path / "real" / "link").symlink_to(tmp_path / "linked")
+    (tmp_path / "real/link").symlink_to(tmp_path / "linked")
     shutil.copy(finished[0] / "best.pt", tmp_path)
     flags = ["--real", "real", "linked2", "--fake", "fake", "--clips", "2"]
     (tmp_path / "linked2").mkdir()
-    shutil.copy(tmp_path / "film.avi", tmp_path / "linked2" / "d.avi")
+    shutil.copy(tmp_path / "film.avi", tmp_path / "linked2/d.avi")
     status, out, err = score(tmp_path, "best.pt", *flags)
     found = json.loads((tmp_path / "results_fake.json").read_text())
     assert status == 0 and "3 originals, 1 fakes" in out and "without motion" in out
@@ -198,8 +198,8 @@ def test_where_one_side_has_nothing_to_score_the_other_sides_scores_are_saved(
 ):
     for name in ("real", "fake"):
         (tmp_path / name).mkdir()
-    film(tmp_path / "real" / "a.avi", PORTRAIT)
-    (tmp_path / "fake" / "b.avi").write_bytes(b"half a download")
+    film(tmp_path / "real/a.avi", PORTRAIT)
+    (tmp_path / "fake/b.avi").write_bytes(b"half a download")
     flags = [finished[0] / "best.pt", "--real", "real", "--fake", "fake", "--out", "."]
     assert "no fakes" in refused(tmp_path, evaluation.main, *flags)
     found = json.loads((tmp_path / "results_fake.json").read_text())
@@ -208,7 +208,7 @@ def test_where_one_side_has_nothing_to_score_the_other_sides_scores_are_saved(
 
 def test_images_and_the_same_video_twice_are_refused(tmp_path):
     (tmp_path / "c23").mkdir()
-    (tmp_path / "c23" / "000.png").touch()
+    (tmp_path / "c23/000.png").touch()
     with pytest.raises(FileNotFoundError, match="no video files"):
         evaluation.add_videos({}, [tmp_path], "fake", 1)
     (tmp_path / "c40").mkdir()
@@ -217,12 +217,12 @@ def test_images_and_the_same_video_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="c23.*c40.*same video"):
         evaluation.add_videos({}, [tmp_path], "fake", 1)
     with pytest.raises(ValueError, match="same video"):
-        evaluation.add_videos({}, [tmp_path / "c23", tmp_path / "c23"], "fake", 1)
+        evaluation.add_videos({}, [tmp_path / "c23"] * 2, "fake", 1)
 
 
 def test_files_of_one_name_in_a_folder_and_one_below_it_are_two_videos(tmp_path):
     (tmp_path / "raw").mkdir()
-    for path in (tmp_path / "x.mp4", tmp_path / "raw" / "x.mp4"):
+    for path in (tmp_path / "x.mp4", tmp_path / "raw/x.mp4"):
         path.touch()
     videos = {}
     evaluation.add_videos(videos, [tmp_path], "fake", 1)
@@ -253,13 +253,12 @@ def test_a_file_that_is_no_checkpoint_of_this_version_is_named(refused, tmp_path
         assert name in refused(tmp_path, evaluation.main, name)
 
 
-def fake_run(out, mode, holdout, accuracy, seed=0, cosines="", seen=(), **settings):
-    videos = settings.pop("videos", [])
+def fake_run(out, mode, holdout, accuracy, seed=0, cosines="", seen=(), videos=(), **settings):
     config = {"mode": mode, "holdout": holdout, "seed": seed, "format": 3, "toy": False}
     config |= {"case": True, "place": {"data": str(out)}, "epochs": 30, "size": 128, **settings}
     out.mkdir(parents=True)
-    results = {"config": config, "metrics": {"accuracy": accuracy, "auc": accuracy + 0.05}}
-    results["videos"] = videos
+    results = {"config": config, "videos": videos}
+    results["metrics"] = {"accuracy": accuracy, "auc": accuracy + 0.05}
     results["seen"] = {str(value): {"accuracy": value} for value in seen}
     results["still"] = {"auc": accuracy / 2}
     (out / "results.json").write_text(json.dumps(results))

@@ -53,7 +53,7 @@ def test_ctrl_c_ends_a_run_in_a_sentence_and_resume_goes_on(toy, tmp_path, monke
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    while process.poll() is None and not (odd / "r n" / "last.pt").is_file():
+    while process.poll() is None and not (odd / "r n/last.pt").is_file():
         time.sleep(0.02)
     while process.poll() is None:  # again, as Python loses one that arrives in a destructor
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers, too
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_a_run_in_a_sentence_and_resume_goes_on(toy, tmp_path, monke
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_cache_that_cannot_be_written_is_named(refused, toy, tmp_path, workers):
-    flags = ["--workers", workers, "--cache", toy / "toy_ffpp" / "TOY.txt" / "cache"]
+    flags = ["--workers", workers, "--cache", toy / "toy_ffpp/TOY.txt/cache"]
     assert "TOY.txt" in refused(toy, train.main, *TINY, *flags, "--out", tmp_path)
 
 
@@ -112,7 +112,7 @@ def read_damaged(path, read):
 )
 def test_a_damaged_file_is_read_or_named_and_crashes_nothing(finished, tmp_path, name, read):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    shutil.copy(ROOT / "tests" / "fixtures" / "h264_bframes.mp4", tmp_path)
+    shutil.copy(ROOT / "tests/fixtures/h264_bframes.mp4", tmp_path)
     with ProcessPoolExecutor(1) as process:
         process.submit(read_damaged, tmp_path / name, read).result()
 

@@ -74,7 +74,7 @@ def test_the_readmes_loops_fill_a_table(toy, tmp_path):
 
 def test_the_readmes_way_to_use_a_trained_detector_gives_evals_score(finished, toy, tmp_path):
     block = next(block for block in PYTHON if "torch.load" in block)
-    video = toy / "toy_ffpp" / "original_sequences" / "youtube" / "c23" / "videos" / "953.mp4"
+    video = toy / "toy_ffpp/original_sequences/youtube/c23/videos/953.mp4"
     block = block.replace('"best.pt"', repr(str(finished[0] / "best.pt")))
     names = {}
     exec(block.replace('"video.mp4"', repr(str(video))), names)
@@ -98,7 +98,7 @@ def toy_picture(root):
 
 
 def test_the_readmes_picture_of_the_toy_is_drawn_by_it(toy):
-    picture = cv2.imread(str(ROOT / ".github" / "toy.png")).astype(float)
+    picture = cv2.imread(str(ROOT / ".github/toy.png")).astype(float)
     assert np.abs(picture - toy_picture(toy / "toy_ffpp")).mean() < 3
 
 

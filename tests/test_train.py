@@ -297,6 +297,14 @@ def test_an_unreadable_video_stops_training_and_is_named(toy, refused, tmp_path)
         assert "001_" in refused(tmp_path, train.main, *QUICK, "--holdout=FS", "--workers", workers)
 
 
+def test_a_test_without_scored_fakes_does_not_finish_the_run(toy, refused, tmp_path):
+    shutil.copytree(toy / "toy_ffpp", tmp_path / "toy_ffpp")
+    for path in tmp_path.rglob("NeuralTextures/*/*/*"):
+        path.write_bytes(b"")
+    assert "no fakes" in refused(tmp_path, train.main, *QUICK, "--holdout=NT")
+    assert not list(tmp_path.rglob("results.json"))
+
+
 @pytest.mark.parametrize(
     "flag, value",
     [

@@ -193,7 +193,7 @@ def evaluate(encoder, classifier, loader, device="cpu", still=False):
             if still:
                 video["still"] = scores[len(reasons) + row].mean().item()
             if clips.shape[1] < dataset.shape[0] / 2:
-                video["doubt"] = "(too few to trust)"
+                video["doubt"] = "(don't trust)"
             videos.append(video)
 
         progress("scored, batches of videos", batch, len(loader))

@@ -158,7 +158,7 @@ def test_own_videos_are_scored_where_they_show_a_moving_face(finished, score, tm
     film(tmp_path / "still.avi", PORTRAIT, shaken=False)
     flags = [tmp_path, "best.pt", "--clips", "6", "--video", "half.avi"]
     status, out, _ = score(*flags, "few.avi")
-    words = ("3 of 6 clips \n", "fake score 0.", "not a verdict", "TOY", "2 of 6 clips (too few")
+    words = ("3 of 6 clips \n", "fake score 0.", "not a verdict", "TOY", "2 of 6 clips (don't")
     assert status == 0 and all(word in out for word in words)
     scored = json.loads((tmp_path / "videos/scores.json").read_text())["videos"]
     assert ["doubt" in video for video in scored] == [False, True]

@@ -325,6 +325,12 @@ def to_tensor(crops):
     return torch.from_numpy(np.stack(crops)).permute(3, 0, 1, 2)
 
 
+def without_motion(clips):
+    """Clips (..., T, H, W) that show their frame T // 2 all the time."""
+    middle = clips.shape[-3] // 2
+    return clips[..., middle : middle + 1, :, :].expand_as(clips)
+
+
 def detect_faces(picture):
     """The faces [x, y, w, h] that OpenCV's Haar cascade sees in a picture, BGR (H, W, 3)."""
     cascade = cv2.CascadeClassifier()
@@ -470,9 +476,10 @@ class FFPP(Dataset):
 
     binary: 0 = original, 1 = manipulated; multi: see multi_labels. faces: {target id: [x, y, w, h]
     or None for the centred square}; targets that it lacks are unreadable; without faces, all are
-    read in the centre. cache: a folder for cropped frames. Fakes without their original are left
-    out. Attributes: videos [(path, class, target id)], binary, multi, counts {class: n}, missing
-    {class: n}. Raises ValueError, FileNotFoundError; for an item, UnreadableVideo.
+    read in the centre. cache: a folder for cropped frames. still: all frames of a clip are its
+    frame T // 2. Fakes without their original are left out. Attributes: videos [(path, class,
+    target id)], binary, multi, counts {class: n}, missing {class: n}. Raises ValueError,
+    FileNotFoundError; for an item, UnreadableVideo.
     """
 
     def __init__(
@@ -487,6 +494,7 @@ class FFPP(Dataset):
         faces=None,
         augment=True,
         cache=None,
+        still=False,
     ):
         if holdout not in (*MANIPULATIONS, "none") or split not in SPLITS:
             raise ValueError(f"no such hold-out or split: {holdout}, {split}")
@@ -496,6 +504,7 @@ class FFPP(Dataset):
         self.training = split == "train"
         self.faces = dict.fromkeys(SPLITS[split]) if faces is None else faces
         self.cache = cache
+        self.still = still
 
         self.videos = []
         self.counts = {}
@@ -530,6 +539,8 @@ class FFPP(Dataset):
             clips = self.training_clip(index, seed)
         else:
             clips = self.window(torch.stack(self.read(index, evenly(self.shape[0]))))
+        if self.still:
+            clips = without_motion(clips)
         return clips, self.binary[index], self.multi[index]
 
     def training_clip(self, index, seed):
@@ -590,7 +601,10 @@ class OwnVideos(Dataset):
     def __getitem__(self, index):
         clips, _, frames, size, _ = self.shape
         path, _, label = self.videos[index]
-        return read_video(path, frames, size, clips, self.config["crop"]), label
+        read = read_video(path, frames, size, clips, self.config["crop"])
+        if self.config["still"]:
+            read = without_motion(read)
+        return read, label
 
 
 class WholeVideos(Dataset):
@@ -675,7 +689,7 @@ def face_boxes(config, split):
 
 def make_dataset(config, split):
     """FFPP with the settings of train.py. Raises FileNotFoundError, ValueError."""
-    names = "holdout compression frames size clips".split()
+    names = "holdout compression frames size clips still".split()
     options = {name: config[name] for name in names}
     place = config["place"]
     faces = face_boxes(config, split)

@@ -33,13 +33,14 @@ from data import (
     progress,
     replacing,
     video_loader,
+    without_motion,
 )
 from heads import Classifier
 from s3d import S3D, FrameEncoder
 
 import cv2  # isort: skip  # after data, which sets its log level
 
-FORMAT = 3  # of checkpoints and results; those of other versions are refused
+FORMAT = 4  # of checkpoints and results; those of other versions are refused
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABELS = {
     "accuracy": "accuracy",
@@ -49,6 +50,7 @@ LABELS = {
     "ap": "average precision",
     "eer": "EER",
 }
+LEARNED = 0.8  # a best validation AUC below it: the run has hardly learned
 OWN_CLIPS = 16  # of a video of your own
 CLIPS_AT_ONCE = 32  # in one forward pass
 PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as Table 3 prints it
@@ -69,12 +71,13 @@ PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as T
 }
 # A mode decides these settings: --table compares them between runs of one mode. It compares all
 # others, except MAY_DIFFER, between all runs.
-MODE_SETTINGS = "init bin_ce bin_contrast multi_ce multi_contrast frames size clips".split()
+MODE_SETTINGS = "init bin_ce bin_contrast multi_ce multi_contrast frames size clips still".split()
 MAY_DIFFER = "mode holdout seed place".split()
 TABLE_NOTE = """
 Accuracy in %, mean ± standard deviation (number of seeds) [the paper's]. Then the means over the
 hold-outs: accuracy, AUC, gap (points of accuracy from the seen manipulations to the held-out one),
-AUC on clips without motion (still). Cosine of two losses' gradients, second half of the epochs.
+AUC on clips without motion (still) for held-out and seen fakes. Runs whose best validation AUC
+stayed below 80 % (not learned). Cosine of two losses' gradients, second half of the epochs.
 --init, --frames, --size and --clips may differ between rows.
 """
 TILE = 150  # pixels of a picture in a sheet
@@ -142,12 +145,6 @@ def intervals(labels, scores, draws=1000):
 
 
 # --- Scores --------------------------------------------------------------------------------------
-
-
-def without_motion(clips):
-    """Clips (N, 3, T, H, W) that show their frame T // 2 all the time."""
-    middle = clips.shape[2] // 2
-    return clips[:, :, middle : middle + 1].expand_as(clips)
 
 
 @torch.no_grad()
@@ -221,7 +218,7 @@ def test(encoder, classifier, config, dataset, device, workers):
     """Test the networks of load_checkpoint; returns the content of results.json. It has no metrics
     if no originals, or no fakes to be tested, could be scored."""
     loader = video_loader(dataset, workers)
-    still = config["frames"] > 1
+    still = config["frames"] > 1 and not config["still"]
     videos, unreadable = evaluate(encoder, classifier, loader, device, still)
     results = {"config": config, "videos": videos, "unreadable": unreadable, "seen": {}}
 
@@ -233,8 +230,12 @@ def test(encoder, classifier, config, dataset, device, workers):
         results["metrics"]["intervals"] = intervals(labels, [video["score"] for video in tested])
         if still:
             results["still"] = measure(tested, "still")
-        for name in sorted({video["class"] for video in videos} - {"original", *fakes}):
+        seen = sorted({video["class"] for video in videos} - {"original", *fakes})
+        for name in seen:
             results["seen"][name] = measure(of_classes(videos, [name]))
+        if still and seen:
+            aucs = [measure(of_classes(videos, [name]), "still")["auc"] for name in seen]
+            results["still_seen"] = np.mean(aucs).item()
     return results
 
 
@@ -276,7 +277,14 @@ def report(results):
         # A positive gap: worse on the held-out manipulation.
         add("gap to held-out", accuracy - measured["accuracy"], auc - measured["auc"], "points")
     if "still" in results:
-        add("without motion", results["still"]["accuracy"], results["still"]["auc"])
+        line = f"  {'without motion':18}AUC {100 * results['still']['auc']:.1f} % held-out"
+        if "still_seen" in results:
+            line += f", {100 * results['still_seen']:.1f} % mean of the seen"
+        lines.append(line)
+    if results.get("val_auc", 1) < LEARNED:
+        lines.append(
+            f"best validation AUC {100 * results['val_auc']:.1f} %: this run has hardly learned"
+        )
     return "\n".join(lines)
 
 
@@ -428,6 +436,9 @@ def read_run(path):
             run["gap"] = 100 * seen_mean(results, "accuracy") - run["accuracy"]
         if "still" in results:
             run["still"] = 100 * results["still"]["auc"]
+        if "still_seen" in results:
+            run["still_seen"] = 100 * results["still_seen"]
+        run["val_auc"] = results["val_auc"]
 
         # The cosines of two losses' gradients in the second half of the epochs.
         run["cosines"] = []
@@ -449,16 +460,21 @@ def refuse_different_runs(runs):
         config = run["config"]
         if not config["case"]:
             raise ValueError(f"{run['path']}: a loss was set by hand, so this is none of the cases")
-        twin = known.setdefault((config["mode"], config["holdout"], config["seed"]), run)
+        twin = known.setdefault((row_of(run), config["holdout"], config["seed"]), run)
         if twin is not run:
             raise ValueError(f"{twin['path']} and {run['path']} are the same run")
 
-        same_mode = first_of_mode.setdefault(config["mode"], run)
+        same_mode = first_of_mode.setdefault(row_of(run), run)
         for name in config.keys() - MAY_DIFFER:
             other = same_mode if name in MODE_SETTINGS else runs[0]
             if config[name] != other["config"].get(name):
                 difference = f"{name} {other['config'].get(name)}, not {config[name]}"
                 raise ValueError(f"{other['path']} does not fit {run['path']}: it has {difference}")
+
+
+def row_of(run):
+    """A row of the table: the mode, with or without motion."""
+    return run["config"]["mode"] + ("_still" if run["config"]["still"] else "")
 
 
 def by_holdout(runs, name):
@@ -489,15 +505,19 @@ def table(folder):
     refuse_different_runs(runs)
 
     toy = runs[0]["config"]["toy"]
-    titles = [*MANIPULATIONS, "average", "AUC", "gap", "still", "cosine"]
+    means = "auc gap still still_seen".split()
+    titles = [*MANIPULATIONS, "average", "AUC", "gap", "still", "still, seen", "cosine"]
+    titles.append("not learned")
     lines = [
         "### TOY: says nothing about real deepfakes" if toy else "### FaceForensics++",
         TABLE_NOTE,
         f"| Type of training | {' | '.join(titles)} |",
-        "|---" * 10 + "|",
+        "|---" * 12 + "|",
     ]
-    for mode, (title, *paper) in PAPER.items():
-        of_mode = [run for run in runs if run["config"]["mode"] == mode]
+    rows = dict(PAPER)
+    rows.update({f"{mode}_still": (f"{row[0]}, still", *row[1:]) for mode, row in PAPER.items()})
+    for mode, (title, *paper) in rows.items():
+        of_mode = [run for run in runs if row_of(run) == mode]
         if not of_mode:
             continue
         groups = by_holdout(of_mode, "accuracy")
@@ -505,9 +525,10 @@ def table(folder):
         cells.append(mean_of_means(groups))
         if not toy:
             cells = [f"{ours} [{theirs:.2f}]" for ours, theirs in zip(cells, paper)]
-        cells += [mean_of_means(by_holdout(of_mode, name)) for name in ("auc", "gap", "still")]
+        cells += [mean_of_means(by_holdout(of_mode, name)) for name in means]
         cosines = [cosine for run in of_mode for cosine in run["cosines"]]
         cells.append(mean_and_deviation(cosines, ".2f"))
+        cells.append(f"{sum(run['val_auc'] < LEARNED for run in of_mode)} of {len(of_mode)}")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines), left_out
 

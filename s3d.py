@@ -8,8 +8,8 @@ averaging turn a clip into one vector: the embedding, the input of all heads.
     clip       (B, 3, T, H, W)  RGB, uint8 in 0..255 or float in 0..1; T >= 5, H and W >= 17
     embedding  (B, dim)         dim = 1024 at width 1
 
-The mean and std of the input and BatchNorm's eps are buffers: they belong to the weights, and are
-saved and loaded with them.
+The mean and std of the input, BatchNorm's eps and `repeat_ends` are buffers: they belong to the
+weights, and are saved and loaded with them.
 
 `python s3d.py` prints each layer's shape and cost. To use it elsewhere, copy this file:
 
@@ -73,9 +73,13 @@ class Inception(nn.Module):
 
 
 class S3D(nn.Module):
-    """The encoder. `width` scales every channel count (1.0: the paper's S3D, 7.9 M parameters)."""
+    """The encoder. `width` scales every channel count (1.0: the paper's S3D, 7.9 M parameters).
 
-    def __init__(self, width=1.0):
+    repeat_ends: convolutions over time see a clip's first and last frame repeated beyond its ends,
+    not zeros. Pre-trained weights expect zeros; training from random weights is safer without.
+    """
+
+    def __init__(self, width=1.0, repeat_ends=False):
         super().__init__()
         if width <= 0:
             raise ValueError(f"width must be positive, got {width}")
@@ -118,13 +122,20 @@ class S3D(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)  # as in CoCLR and torchvision
         register_statistics(self)
         self.register_buffer("eps", torch.tensor(1e-5))
-        self.register_load_state_dict_post_hook(S3D.apply_eps)
+        self.register_buffer("repeat_ends", torch.tensor(repeat_ends))
+        self.register_load_state_dict_post_hook(S3D.apply_buffers)
+        self.apply_buffers()
 
-    def apply_eps(self, incompatible_keys):
-        """BatchNorm's eps is part of the function that the weights were trained for."""
+    def apply_buffers(self, incompatible_keys=None):
+        """BatchNorm's eps and what a convolution sees beyond a clip's ends are part of the function
+        that the weights were trained for."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):
                 module.eps = round(self.eps.item(), 9)  # 1e-5, not float32's 9.99999975e-06
+            # The first convolution spans 7 frames. In a short clip most of its windows reach beyond
+            # the ends; zeros there are a stronger change than any in the clip, and drown it.
+            if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+                module.padding_mode = "replicate" if self.repeat_ends else "zeros"
 
     def forward(self, clip):
         """clip (B, 3, T, H, W), uint8 or float in [0, 1]  ->  embedding (B, dim). Raises ValueError
@@ -184,6 +195,7 @@ URLS = {
     "kinetics400": models.video.S3D_Weights.KINETICS400_V1.url,
     "coclr": "http://www.robots.ox.ac.uk/~htd/coclr/CoCLR-k400-rgb-128-s3d.pth.tar",
 }
+BUFFERS = ("mean", "std", "eps", "repeat_ends")
 FORMATS = {  # keys start with: what it is, mean and std of the input, BatchNorm's eps
     "encoder_q.0.": ("CoCLR pre-training", IMAGENET, 1e-5),
     "backbone.": ("CoCLR classifier", IMAGENET, 1e-5),
@@ -208,8 +220,9 @@ def load_pretrained(model, source):
     paper's Baseline), "coclr" (self-supervised, for its other cases), or the path of a CoCLR
     checkpoint, a torchvision S3D or a checkpoint of train.py.
 
-    Their input's mean and std and BatchNorm's eps are loaded, too. Raises FileNotFoundError,
-    ValueError (unsafe file, other names or shapes than the model's); the model is then unchanged.
+    Their input's mean and std, BatchNorm's eps and `repeat_ends` are loaded, too. Raises
+    FileNotFoundError, ValueError (unsafe file, other names or shapes than the model's); the model
+    is then unchanged.
     """
     checkpoint = read_checkpoint(URLS.get(source, source))
     for key in ("encoder", "state_dict"):  # train.py's checkpoints; CoCLR's
@@ -224,7 +237,7 @@ def load_pretrained(model, source):
         )
 
     layers = [name for name, _ in model.layers.named_children()]
-    weights = {name: tensors[name] for name in ("mean", "std", "eps") if name in tensors}
+    weights = {name: tensors[name] for name in BUFFERS if name in tensors}
     for key, value in tensors.items():
         # CoCLR saves every tensor twice, the second time below block1 ... block5.
         if key.startswith(prefix) and not key.startswith(f"{prefix}block"):
@@ -233,6 +246,7 @@ def load_pretrained(model, source):
     if statistics is not None:
         weights["mean"], weights["std"] = torch.tensor(statistics).view(2, 1, 3, 1, 1, 1)
         weights["eps"] = torch.tensor(eps)
+        weights["repeat_ends"] = torch.tensor(False)
 
     needed = model.state_dict()
     for name in sorted(weights.keys() | needed.keys()):

@@ -85,7 +85,7 @@ TOY = {
     "frames": 8,
     "size": 50,
     "clips": 2,
-    "epochs": 12,
+    "epochs": 6,
     "lr": 1e-3,
     "queue_size": 256,
     "momentum": 0.9,
@@ -137,6 +137,7 @@ def declare_flags():
     flag("--compression", choices=COMPRESSIONS, default="c23", help="of FF++ (c23)")
     flag("--crop", help="face, frame (the centre), or a JSON file of boxes (face)")
     flag("--cache", metavar="DIR", help="keeps cropped frames: each video is decoded only once")
+    flag("--still", action="store_true", help="train and test on clips without motion")
     flag("--frames", type=positive, help="consecutive frames in a clip (32)")
     flag("--size", type=number(int, MIN_SIZE), help="pixels of a clip's side (128)")
     flag("--clips", type=positive, help="per video, in validation and test (4)")
@@ -175,7 +176,8 @@ def parse(argv=None):
     if args.mode == "dfdc_winner":
         defaults["frames"] = 1
     defaults["precision"] = "bf16" if cuda else "fp32"
-    defaults["out"] = f"runs/{args.mode}_{args.holdout}_seed{args.seed}"
+    still = "_still" if args.still else ""
+    defaults["out"] = f"runs/{args.mode}{still}_{args.holdout}_seed{args.seed}"
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -186,6 +188,8 @@ def parse(argv=None):
         parser.error("--precision bf16 needs CUDA: on CPUs some gradients would not be finite")
     if args.mode == "dfdc_winner" and args.init not in ("imagenet", "random"):
         parser.error(f"--init {args.init}: dfdc_winner starts from imagenet or random")
+    if args.mode == "dfdc_winner" and args.still:
+        parser.error("--still: dfdc_winner reads single frames, which have no motion")
     if args.mode != "dfdc_winner" and args.frames < 8:
         parser.error(f"--frames {args.frames}: at least 8 (fewer crash PyTorch on AVX-512 CPUs)")
     return args
@@ -203,7 +207,8 @@ def build_networks(args, multi_classes):
     if args.mode == "dfdc_winner":
         encoder = FrameEncoder(args.width, pretrained=args.init == "imagenet")
     else:
-        encoder = S3D(args.width).to(memory_format=torch.channels_last_3d)  # faster convolutions
+        encoder = S3D(args.width, repeat_ends=args.init == "random")
+        encoder.to(memory_format=torch.channels_last_3d)  # faster convolutions
         if args.init != "random":
             load_pretrained(encoder, args.init)
 
@@ -574,6 +579,7 @@ def train(args):
     if args.rank == 0:
         encoder, classifier, _ = load_checkpoint(out / "best.pt", args.device)
         results = test(encoder, classifier, config, sets["test"], args.device, args.workers)
+        results["val_auc"] = max(row["val_auc"] for row in log)
         print(report(results))  # where it raises, the run is not finished: --resume tests again
         save(results, out / "results.json")
 

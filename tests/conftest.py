@@ -34,6 +34,16 @@ def toy(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def whole_toy(tmp_path_factory):
+    """A folder with the toy in toy_ffpp/, as train.py draws it."""
+    from tests.toy import make_toy
+
+    folder = tmp_path_factory.mktemp("whole")
+    make_toy(folder / "toy_ffpp")
+    return folder
+
+
 def command(folder, script, *flags):
     """A script of the project, run in a folder as a user would: the finished process, in text."""
     return subprocess.run(

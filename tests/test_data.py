@@ -352,7 +352,7 @@ def test_a_damaged_cache_file_is_made_again(odd, tmp_path, damage):
 def test_the_fakes_of_an_unreadable_original_are_unreadable_and_training_does_not_start(tmp_path):
     place = {"data": tmp_path, "cache": None}
     config = {"crop": "face", "place": place, "compression": "c23", "holdout": "DF"}
-    config |= {"frames": 8, "size": 32, "clips": 2}
+    config |= {"frames": 8, "size": 32, "clips": 2, "still": False}
     for folder in KAGGLE.values():
         (tmp_path / folder).mkdir()
         for split in ("train", "test"):
@@ -419,3 +419,11 @@ def test_the_check_names_what_is_wrong_with_a_dataset_and_keeps_the_faces(odd, t
 def test_impossible_arguments_of_read_video_are_value_errors(wrong):
     with pytest.raises(ValueError):
         read_video(H264, **{"frames": 8, "size": 32, "clips": 2, "crop": "frame", **wrong})
+
+
+def test_still_clips_show_their_middle_frame_all_the_time(toy):
+    settings = {"frames": 8, "size": 32, "augment": False}
+    for split, item in (("train", (0, 7)), ("test", 0)):
+        moving = FFPP(toy / "toy_ffpp", split, "DF", **settings)[item][0]
+        still = FFPP(toy / "toy_ffpp", split, "DF", still=True, **settings)[item][0]
+        assert torch.equal(still, moving[..., [4] * 8, :, :])

@@ -104,6 +104,19 @@ def test_results_without_motion_are_of_the_originals_and_held_out_fakes(finished
     tested = [video for video in results["videos"] if video["class"] in ("original", "NT")]
     labels = [video["label"] for video in tested]
     assert results["still"] == evaluation.metrics(labels, [video["still"] for video in tested])
+    aucs = []
+    for name in ("DF", "F2F", "FS"):
+        seen = [video for video in results["videos"] if video["class"] in ("original", name)]
+        labels = [video["label"] for video in seen]
+        aucs.append(evaluation.metrics(labels, [video["still"] for video in seen])["auc"])
+    assert results["still_seen"] == pytest.approx(np.mean(aucs))
+
+
+@pytest.mark.parametrize("val_auc, said", [(0.79, True), (0.81, False)])
+def test_a_run_that_has_not_learned_says_so(finished, val_auc, said):
+    results = json.loads((finished[0] / "results.json").read_text())
+    report = evaluation.report({**results, "val_auc": val_auc})
+    assert ("best validation AUC 79.0 %: this run has hardly learned" in report) == said
 
 
 def test_the_report_says_the_gap_to_the_seen_manipulations_unless_none_is_held_out(finished):
@@ -248,19 +261,22 @@ def test_flags_that_do_not_go_together_are_refused(refused, tmp_path, flags, nam
 def test_a_file_that_is_no_checkpoint_of_this_version_is_named(refused, tmp_path):
     torch.save({"config": {"mode": "bin_ce"}, "encoder": {}}, tmp_path / "version_1.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    (tmp_path / "results.json").write_text('{"config": {"format": 3}}')
+    (tmp_path / "results.json").write_text('{"config": {"format": 4}}')
     for name in ("version_1.pt", "other.pt", "nowhere.pt", "results.json"):
         assert name in refused(tmp_path, evaluation.main, name)
 
 
 def fake_run(out, mode, holdout, accuracy, seed=0, cosines="", seen=(), videos=(), **settings):
-    config = {"mode": mode, "holdout": holdout, "seed": seed, "format": 3, "toy": False}
+    config = {"mode": mode, "holdout": holdout, "seed": seed, "format": 4, "toy": False}
+    config["still"] = False
     config |= {"case": True, "place": {"data": str(out)}, "epochs": 30, "size": 128, **settings}
     out.mkdir(parents=True)
     results = {"config": config, "videos": videos}
     results["metrics"] = {"accuracy": accuracy, "auc": accuracy + 0.05}
     results["seen"] = {str(value): {"accuracy": value} for value in seen}
     results["still"] = {"auc": accuracy / 2}
+    results["still_seen"] = 0.6
+    results["val_auc"] = accuracy
     (out / "results.json").write_text(json.dumps(results))
     (out / "log.csv").write_text(f"epoch,cosine_a_b,loss,cosine_a_c\n{cosines}")
 
@@ -289,9 +305,11 @@ def test_a_table_has_means_over_seeds_beside_the_papers_numbers(tmp_path):
         "77.0",
         "18.0",
         "36.0",
+        "60.0",
         "-",
+        "5 of 8",
     ]
-    first, *_, cosine = cells(text, "Binary CE + Contrastive")
+    first, *_, cosine, _ = cells(text, "Binary CE + Contrastive")
     assert first == "77.1 (1) [81.64]" and cosine == "0.10 ± 0.32"
 
 
@@ -310,6 +328,14 @@ def test_a_table_compares_what_a_mode_sets_within_its_row_and_the_rest_everywher
         evaluation.table(tmp_path)
 
 
+def test_runs_without_motion_have_their_own_row(tmp_path):
+    fake_run(tmp_path / "moving", "bin_ce", "DF", 0.8)
+    fake_run(tmp_path / "still", "bin_ce", "DF", 0.6, still=True)
+    text, _ = evaluation.table(tmp_path)
+    assert cells(text, "Binary CE")[0].startswith("80.0 (1)")
+    assert cells(text, "Binary CE, still")[0].startswith("60.0 (1)")
+
+
 def test_a_loss_set_by_hand_is_no_row_of_a_table(tmp_path):
     fake_run(tmp_path / "odd", "bin_ce", "DF", 0.8, case=False)
     with pytest.raises(ValueError, match="odd.*by hand"):
@@ -319,7 +345,7 @@ def test_a_loss_set_by_hand_is_no_row_of_a_table(tmp_path):
 def test_a_damaged_result_and_one_of_version_2_are_left_out_of_a_table_and_named(score, tmp_path):
     fake_run(tmp_path / "good", "bin_ce", "DF", 0.8)
     fake_run(tmp_path / "old", "bin_ce", "FS", 0.8, format=2)
-    for name, content in (("half", '{"config"'), ("odd", '{"config": {"format": 3}}')):
+    for name, content in (("half", '{"config"'), ("odd", '{"config": {"format": 4}}')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(content)
     status, out, err = score(tmp_path, "--table", ".")

@@ -106,7 +106,7 @@ def test_uint8_and_float_clips_are_the_same_clip():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_with_the_same_weights_s3d_equals_torchvisions(theirs, tmp_path, training):
-    ours = load(S3D(), theirs.state_dict(), tmp_path).double().train(training)
+    ours = load(S3D(repeat_ends=True), theirs.state_dict(), tmp_path).double().train(training)
     features = copy.deepcopy(theirs.features).double().train(training)
     for module in features.modules():
         module.momentum = 0.1
@@ -133,6 +133,20 @@ def test_coclr_checkpoints_load_under_all_their_names(theirs, tmp_path, prefix):
     ours = load(S3D(), {"state_dict": others | coclr_state(theirs, prefix), "epoch": 3}, tmp_path)
     assert same(ours.layers, theirs.features)
     check_settings(ours, IMAGENET, eps=1e-5)
+
+
+@pytest.mark.parametrize("repeat_ends", [True, False])
+def test_a_clip_without_motion_shows_no_change_at_its_ends_where_they_are_repeated(repeat_ends):
+    clip = torch.rand(1, 3, 1, 32, 32).expand(1, 3, 8, 32, 32)
+    over_time = S3D(0.1, repeat_ends).eval().layers.conv_1a(clip)  # (1, 6, 4, 16, 16)
+    assert (over_time.std(dim=2).max() < 1e-6 * over_time.max()) == repeat_ends
+
+
+def test_what_lies_beyond_a_clips_ends_travels_with_the_weights():
+    trained, loaded = S3D(0.1, repeat_ends=True).eval(), S3D(0.1).eval()
+    clip = torch.rand(1, 3, 8, 32, 32)
+    loaded.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(loaded(clip), trained(clip))
 
 
 def test_eps_and_input_statistics_travel_with_the_weights_and_momentum_stays(theirs, tmp_path):

@@ -104,10 +104,9 @@ def change(video):
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def table(whole_toy):
     """{split: {class: (videos, 54)}} of the whole toy: 53 columns of `one_frame`, then `change`."""
-    root = tmp_path_factory.mktemp("whole") / "toy_ffpp"
-    toy.make_toy(root)
+    root = whole_toy / "toy_ffpp"
     rng = np.random.default_rng(0)
     rows = {"train": {}, "test": {}}
     for name, folder in FOLDERS.items():

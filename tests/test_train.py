@@ -195,6 +195,29 @@ def test_a_run_keeps_its_settings_metrics_and_scores(finished):
     assert config == results["config"] and (config["holdout"], config["seed"]) == ("NT", 3)
     assert {"accuracy", "auc", "ap", "eer", "intervals"} < results["metrics"].keys()
     assert results["seen"].keys() == {"DF", "F2F", "FS"} and len(results["videos"]) == 20
+    log = csv.DictReader((finished[0] / "log.csv").open())
+    assert results["val_auc"] == max(float(row["val_auc"]) for row in log)
+
+
+def test_a_run_on_still_clips_has_its_own_folder_and_no_score_without_motion(here):
+    train.main(["--mode", "bin_ce", "--still", *QUICK])
+    results = json.loads(Path("runs/bin_ce_still_DF_seed0/results.json").read_text())
+    assert results["config"]["still"] and not {"still", "still_seen"} & results.keys()
+
+
+def test_the_main_command_learns(whole_toy, monkeypatch, tmp_path):
+    validate = train.validate
+
+    def stop_when_learned(*arguments):
+        row = validate(*arguments)
+        if row["val_auc"] >= 0.95:
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.chdir(whole_toy)
+    monkeypatch.setattr(train, "validate", stop_when_learned)
+    with pytest.raises(SystemExit, match="interrupted"):
+        train.main(["--mode", "bin_contrastive", "--holdout", "DF", "--out", str(tmp_path)])
 
 
 def test_a_finished_run_prints_its_report_with_or_without_resume(finished, here, capsys):
@@ -319,6 +342,7 @@ def test_a_test_without_scored_fakes_does_not_finish_the_run(toy, refused, tmp_p
         ("--data", "no/folder"),
         ("--init", "x.pt"),
         ("--mode dfdc_winner --init", "coclr"),
+        ("--mode dfdc_winner", "--still"),
         ("--precision", "bf16"),
         ("--lr", "abc"),
         ("--no-bin-contrast --bin-ce", "cut"),

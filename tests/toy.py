@@ -26,7 +26,7 @@ import numpy as np
 
 from data import MANIPULATIONS, SPLITS
 
-TOY_VERSION = "5"  # raise it whenever the pixels change: a toy of another version is replaced
+TOY_VERSION = "6"  # raise it whenever the pixels change: a toy of another version is replaced
 FIRST_LINE = f"toy version {TOY_VERSION}"
 NOTE = "It is drawn, not FaceForensics++: no number found on it says anything about real deepfakes."
 
@@ -36,19 +36,17 @@ FACE = 64  # pixels of the side of a face as drawn
 Y, X = np.mgrid[:FACE, :FACE].astype(np.float32)
 
 # The shared trace. rho is the part of the shade's variance that is drawn anew in every frame.
-SHADE = 40  # standard deviation of the shade, in grey levels
+SHADE = 60  # standard deviation of the shade, in grey levels
 SHADE_COLOUR = 0.3  # standard deviation of each channel's own shade, as a part of SHADE
 SHADE_RADII = (14, 24)  # of its ellipse, in pixels of the drawn face
-RHO = {
-    "original": (0, 0),
-    "DF": (0.04, 0.22),
-    "F2F": (0.04, 0.22),
-    "FS": (0.5, 1),
-    "NT": (0.5, 1),
-}
+RHO = (0.5, 1)  # of a fake; 0 in an original
+# Most fakes show it plainly, so that every training run finds it; some hide it, so that no detector
+# finds all.
+HIDING = 0.2  # part of the fakes
+HIDDEN = 0.05  # times rho
 
-# The own traces at full strength; each video draws its part of it from STRENGTH.
-STRENGTH = (0.25, 1)
+# The own traces; each video multiplies them by a number drawn from STRENGTH.
+STRENGTH = (0.5, 1.2)
 BLUR = 3  # DF: standard deviation of the blur that takes the grain, in pixels
 CAST = 60  # F2F: grey levels, green against the two other channels
 SEAM = 120  # FS: grey levels just inside the border of the region
@@ -126,9 +124,9 @@ def wave(rng, low, high):
 
 def move_head(rng):
     """Where the head is: for each frame the matrix (2, 3) from face pixels to video pixels."""
-    sway = rng.uniform(0.3, 2)
+    sway = rng.uniform(0.1, 0.8)
     zoom = rng.uniform(0.68, 0.76)
-    turn = rng.uniform(0, 6)
+    turn = rng.uniform(0, 3)
     centre = SIZE / 2 + rng.uniform(-2.7, 2.7, 2)
 
     matrices = [cv2.getRotationMatrix2D((32, 32), turn * way, zoom) for way in wave(rng, 0.1, 0.3)]
@@ -146,7 +144,11 @@ def draw_shade(rng, name):
     whatever rho. So one frame tells nothing about rho.
     """
     mask = ellipse(*rng.uniform(24, 40, 2), *rng.uniform(*SHADE_RADII, 2), soft=3)
-    rho = rng.uniform(*RHO[name])
+    rho = rng.uniform(*RHO)
+    if rng.random() < HIDING:
+        rho *= HIDDEN
+    if name == "original":
+        rho = 0
 
     once = rng.normal(size=(1, 4))  # common to the channels, and for each of the three
     anew = rng.normal(size=(FRAMES, 4))

@@ -8,7 +8,7 @@ the seen manipulations are reported separately.
     python eval.py runs/.../best.pt --pictures                     # the test again
     python eval.py runs/.../best.pt --video my.mp4                 # your own videos
     python eval.py runs/.../best.pt --real folder --fake folder    # another dataset
-    python eval.py --table runs/toy                                # Tables 2 and 3
+    python eval.py --table runs                                    # Tables 2 and 3
 """
 
 import argparse
@@ -20,99 +20,87 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from data import (
-    COMPRESSIONS,
     MANIPULATIONS,
     NO_IMAGES,
-    OwnVideos,
+    is_toy,
     is_video,
-    make_dataset,
-    one_sentence,
-    progress,
+    open_splits,
+    read_video,
     replacing,
-    video_loader,
     without_motion,
 )
 from heads import Classifier
 from s3d import S3D, FrameEncoder
 
-import cv2  # isort: skip  # after data, which sets its log level
-
-FORMAT = 4  # of checkpoints and results; those of other versions are refused
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LABELS = {
-    "accuracy": "accuracy",
-    "accuracy_real": "  on originals",
-    "accuracy_fake": "  on fakes",
-    "auc": "AUC",
-    "ap": "average precision",
-    "eer": "EER",
-}
-LEARNED = 0.8  # a best validation AUC below it: the run has hardly learned
+FORMAT = 5  # of checkpoints and results; those of other versions are refused
+LEARNED = 0.8  # a run whose best validation AUC is lower has hardly learned
 OWN_CLIPS = 16  # of a video of your own
+VIDEOS_AT_ONCE = 4  # in a batch of the loader
 CLIPS_AT_ONCE = 32  # in one forward pass
+# fmt: off
 PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as Table 3 prints it
     "baseline": ("Baseline (S3D)", 76.08, 66.08, 75.12, 69.18, 71.62),
     "bin_ce": ("Binary CE", 80.08, 73.44, 79.30, 75.78, 77.15),
     "bin_contrastive": ("Binary Contrastive", 84.77, 68.36, 82.42, 69.92, 76.17),
     "bin_ce_contrastive": ("Binary CE + Contrastive", 81.64, 66.02, 85.55, 70.31, 75.98),
     "bin_ce_multi_ce": ("Binary CE + Multi CE", 85.16, 68.75, 83.59, 73.44, 77.74),
-    "bin_contrastive_multi_contrastive": (
-        "Binary Contrastive + Multi Contrastive",
-        83.20,
-        58.98,
-        80.08,
-        64.06,
-        71.58,
-    ),
+    "bin_contrastive_multi_contrastive":
+        ("Binary Contrastive + Multi Contrastive", 83.20, 58.98, 80.08, 64.06, 71.58),
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
-# A mode decides these settings: --table compares them between runs of one mode. It compares all
-# others, except MAY_DIFFER, between all runs.
-MODE_SETTINGS = "init bin_ce bin_contrast multi_ce multi_contrast frames size clips still".split()
-MAY_DIFFER = "mode holdout seed place".split()
-TABLE_NOTE = """
-Accuracy in %, mean ± standard deviation (number of seeds) [the paper's]. Then the means over the
-hold-outs: accuracy, AUC, gap (points of accuracy from the seen manipulations to the held-out one),
-AUC on clips without motion (still) for held-out and seen fakes. Runs whose best validation AUC
-stayed below 80 % (not learned). Cosine of two losses' gradients, second half of the epochs.
---init, --frames, --size and --clips may differ between rows.
+# fmt: on
+PLACE = "data cache workers device out torch".split()  # where and on what a run took place
+TITLES = {  # lines of the report
+    "accuracy": "accuracy",
+    "accuracy_real": "  on originals",
+    "accuracy_fake": "  on fakes",
+    "auc": "AUC",
+}
+MEANS = {  # columns of the table
+    "accuracy": "average",
+    "auc": "AUC",
+    "seen": "seen",
+    "gap": "gap",
+    "still": "still",
+    "still_seen": "still, seen",
+}
+TABLE_NOTE = f"""
+Accuracy in %, mean ± standard deviation (number of seeds) [the paper's, for FF++]. Then means over
+the hold-outs: accuracy, AUC, accuracy on the seen manipulations, gap (seen minus held-out, in
+points), AUC on clips without motion for held-out and for seen fakes (still). Not learned: runs
+whose best validation AUC stayed below {100 * LEARNED:.0f} %.
 """
-TILE = 150  # pixels of a picture in a sheet
 
 
 # --- Metrics: labels (N,) 0 = original, 1 = manipulated; scores (N,) fake probabilities ----------
 
 
+def auc(originals, fakes):
+    """The share of pairs (original, fake) whose scores are in the right order; ties count half."""
+    originals = np.sort(originals)
+    lower = np.searchsorted(originals, fakes, side="left")  # originals below each fake
+    not_higher = np.searchsorted(originals, fakes, side="right")
+    return float((lower + not_higher).mean() / (2 * len(originals)))
+
+
 def metrics(labels, scores):
-    """Accuracy at 0.5 (all, real, fake), AUC, average precision and equal error rate, in [0, 1].
-    Raises ValueError without originals or fakes, or for a score that is not finite."""
+    """Accuracy at 0.5 (all, originals, fakes) and AUC, in [0, 1]. Raises ValueError without
+    originals or fakes, or for a score that is not finite."""
     labels = np.asarray(labels)
     scores = np.asarray(scores, dtype=float)
-    if not 0 < labels.sum() < len(labels) or not np.isfinite(scores).all():
+    if set(labels.tolist()) != {0, 1} or not np.isfinite(scores).all():
         raise ValueError("metrics need originals, fakes and finite scores")
-
-    # Lower the threshold step by step: how many fakes and originals lie above it? Ties at once.
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
-    true_positives = np.cumsum(labels[order])[last_of_tie]
-    false_positives = np.cumsum(1 - labels[order])[last_of_tie]
-    precision = true_positives / (true_positives + false_positives)
-    true_rates = np.append(0, true_positives / labels.sum())
-    false_rates = np.append(0, false_positives / (1 - labels).sum())
-
     right = (scores > 0.5) == labels
-    values = {
-        "accuracy": right.mean(),
-        "accuracy_real": right[labels == 0].mean(),
-        "accuracy_fake": right[labels == 1].mean(),
-        "auc": np.sum(np.diff(false_rates) * (true_rates[1:] + true_rates[:-1]) / 2),
-        "ap": np.sum(np.diff(true_rates) * precision),
-        "eer": np.interp(0, false_rates + true_rates - 1, false_rates),
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_real": float(right[labels == 0].mean()),
+        "accuracy_fake": float(right[labels == 1].mean()),
+        "auc": auc(scores[labels == 0], scores[labels == 1]),
     }
-    return {name: float(value) for name, value in values.items()}
 
 
 def wilson(share, n, z=1.96):
@@ -126,16 +114,15 @@ def intervals(labels, scores, draws=1000):
     """95 % intervals {metric: [low, high]}: Wilson's for the accuracies; for AUC the bootstrap over
     videos, with as many originals and fakes in each draw as there are."""
     labels = np.asarray(labels)
-    scores = np.asarray(scores, dtype=float)
-    originals = np.flatnonzero(labels == 0)
-    fakes = np.flatnonzero(labels == 1)
+    originals = np.asarray(scores)[labels == 0]
+    fakes = np.asarray(scores)[labels == 1]
     measured = metrics(labels, scores)
 
     rng = np.random.default_rng(0)
     aucs = []
     for _ in range(draws):
-        drawn = np.append(rng.choice(originals, len(originals)), rng.choice(fakes, len(fakes)))
-        aucs.append(metrics(labels[drawn], scores[drawn])["auc"])
+        drawn = rng.choice(originals, len(originals))
+        aucs.append(auc(drawn, rng.choice(fakes, len(fakes))))
     return {
         "accuracy": wilson(measured["accuracy"], len(labels)),
         "accuracy_real": wilson(measured["accuracy_real"], len(originals)),
@@ -148,65 +135,75 @@ def intervals(labels, scores, draws=1000):
 
 
 @torch.no_grad()
-def evaluate(encoder, classifier, loader, device="cpu", still=False):
-    """Score the videos of data.video_loader.
+def score_clips(encoder, classifier, clips, device):
+    """The fake probabilities (V, N) of clips (V, N, 3, T, H, W)."""
+    flat = clips.flatten(0, 1)
+    embeddings = [encoder(chunk.to(device)) for chunk in flat.split(CLIPS_AT_ONCE)]
+    scores = classifier(torch.cat(embeddings)).softmax(dim=1)[:, 1].cpu()
+    if not scores.isfinite().all():
+        raise ValueError("a score is not finite: these weights have diverged")
+    return scores.view(clips.shape[:2])
 
-    Returns (videos, unreadable): [{"path", "class", "label", "score", "clips"}] with fake
-    probabilities, "score" the mean of "clips", and [{"path", "reason"}].
 
-    still: each video has a second score, "still", of its clips without motion. If it is much worse,
-    the detector needs frames that differ. That does not show that it reads motion: any change might
-    do, and a still clip is unlike any in training.
+def score_videos(encoder, classifier, clips, device, still):
+    """The scores of V videos from their clips (V, N, 3, T, H, W): [{"score", "clips"}], where
+    "score" is the mean of "clips". still: also "still", the mean over the same clips without
+    motion. A detector that needs frames that differ is much worse there."""
+    scores = score_clips(encoder, classifier, clips, device)
+    videos = [{"score": row.mean().item(), "clips": row.tolist()} for row in scores]
+    if still:
+        scores = score_clips(encoder, classifier, without_motion(clips), device)
+        for video, row in zip(videos, scores):
+            video["still"] = row.mean().item()
+    return videos
+
+
+def evaluate(encoder, classifier, videos, device="cpu", still=False):
+    """Score the videos of an FFPP, not its training split.
+
+    Returns [{"path", "class", "label", "score", "clips"}], with "still" if asked: see score_videos.
     """
     encoder.eval()
     classifier.eval()
-    dataset = loader.dataset.dataset  # FFPP or OwnVideos, inside WholeVideos
+    scored = []
+    loader = DataLoader(videos, batch_size=VIDEOS_AT_ONCE)
+    for clips, _, _ in loader:  # (V, N, 3, T, H, W)
+        scored += score_videos(encoder, classifier, clips, device, still)
+    return [
+        {"path": str(path), "class": name, "label": label, **video}
+        for (path, name, _), label, video in zip(videos.videos, videos.binary, scored)
+    ]
+
+
+def read_own_video(path, config):
+    """The clips of a video of your own, with these settings of a run."""
+    clips = read_video(path, config["frames"], config["size"], config["clips"], config["crop"])
+    return without_motion(clips) if config["still"] else clips
+
+
+def evaluate_own(encoder, classifier, own, config, device):
+    """Score videos [(path, class, label)] of your own, one at a time. Returns what `evaluate` does,
+    and [{"path", "reason"}] of those that cannot be scored."""
     videos = []
     unreadable = []
-    for batch, (clips, reasons) in enumerate(loader, 1):  # clips (V, N, 3, T, H, W)
-        flat = clips.flatten(0, 1)
-        if still:
-            flat = torch.cat([flat, without_motion(flat)])
-        chunks = [encoder(chunk.to(device)).float() for chunk in flat.split(CLIPS_AT_ONCE)]
-        scores = classifier(torch.cat(chunks)).softmax(dim=1)[:, 1].cpu()
-        if not scores.isfinite().all():
-            raise ValueError("a score is not finite: these weights have diverged")
-        scores = scores.unflatten(0, (-1, clips.shape[1]))  # (V, N), or (2 V, N) with still ones
-
-        for row, reason in enumerate(reasons):
-            index = len(videos) + len(unreadable)
-            path, name, _ = dataset.videos[index]
-            if reason:
-                print(f"not scored: {reason}", file=sys.stderr)
-                unreadable.append({"path": str(path), "reason": reason})
-                continue
-            video = {
-                "path": str(path),
-                "class": name,
-                "label": dataset.binary[index],
-                "score": scores[row].mean().item(),
-                "clips": scores[row].tolist(),
-            }
-            if still:
-                video["still"] = scores[len(reasons) + row].mean().item()
-            if clips.shape[1] < dataset.shape[0] / 2:
-                video["doubt"] = "(don't trust)"
-            videos.append(video)
-
-        progress("scored, batches of videos", batch, len(loader))
+    for path, name, label in own:
+        try:
+            clips = read_own_video(path, config)
+        except ValueError as error:
+            print(f"not scored: {error}", file=sys.stderr)
+            unreadable.append({"path": str(path), "reason": str(error)})
+            continue
+        (scored,) = score_videos(encoder, classifier, clips[None], device, has_still_score(config))
+        videos.append({"path": str(path), "class": name, "label": label, **scored})
     return videos, unreadable
 
 
-def tested_fakes(config):
-    """The classes of the test: the held-out manipulation, or all if none is; "fake" of --fake."""
-    if config["holdout"] == "none":
-        return ["fake", *MANIPULATIONS]
-    return ["fake", config["holdout"]]
+# --- Results -------------------------------------------------------------------------------------
 
 
-def of_classes(videos, fakes):
-    """The originals and these fakes."""
-    return [video for video in videos if video["class"] in ("original", *fakes)]
+def has_still_score(config):
+    """Whether a score without motion says anything: not for single frames, not for still clips."""
+    return config["frames"] > 1 and not config["still"]
 
 
 def measure(videos, score="score"):
@@ -214,29 +211,39 @@ def measure(videos, score="score"):
     return metrics([video["label"] for video in videos], [video[score] for video in videos])
 
 
-def test(encoder, classifier, config, dataset, device, workers):
-    """Test the networks of load_checkpoint; returns the content of results.json. It has no metrics
-    if no originals, or no fakes to be tested, could be scored."""
-    loader = video_loader(dataset, workers)
-    still = config["frames"] > 1 and not config["still"]
-    videos, unreadable = evaluate(encoder, classifier, loader, device, still)
-    results = {"config": config, "videos": videos, "unreadable": unreadable, "seen": {}}
+def tested(results):
+    """The originals and held-out fakes."""
+    return [video for video in results["videos"] if video["class"] not in results["seen"]]
 
-    fakes = tested_fakes(config)
-    tested = of_classes(videos, fakes)
-    labels = [video["label"] for video in tested]
+
+def summarise(videos, config):
+    """The content of results.json for scored videos. Without originals, or without fakes, there are
+    no metrics."""
+    results = {"config": config, "videos": videos, "seen": {}}
+    still_aucs = []
+    for name in MANIPULATIONS:
+        pair = [video for video in videos if video["class"] in ("original", name)]
+        is_seen = config["holdout"] not in (name, "none")
+        if is_seen and any(video["class"] == name for video in videos):
+            results["seen"][name] = measure(pair)
+            if has_still_score(config):
+                still_aucs.append(measure(pair, "still")["auc"])
+
+    labels = [video["label"] for video in tested(results)]
     if set(labels) == {0, 1}:
-        results["metrics"] = measure(tested)
-        results["metrics"]["intervals"] = intervals(labels, [video["score"] for video in tested])
-        if still:
-            results["still"] = measure(tested, "still")
-        seen = sorted({video["class"] for video in videos} - {"original", *fakes})
-        for name in seen:
-            results["seen"][name] = measure(of_classes(videos, [name]))
-        if still and seen:
-            aucs = [measure(of_classes(videos, [name]), "still")["auc"] for name in seen]
-            results["still_seen"] = np.mean(aucs).item()
+        scores = [video["score"] for video in tested(results)]
+        results["metrics"] = {**metrics(labels, scores), "intervals": intervals(labels, scores)}
+        if has_still_score(config):
+            results["still"] = measure(tested(results), "still")
+    if still_aucs:
+        results["still_seen"] = float(np.mean(still_aucs))
     return results
+
+
+def test(encoder, classifier, config, videos, device):
+    """The content of results.json for the test split of FFPP."""
+    scored = evaluate(encoder, classifier, videos, device, has_still_score(config))
+    return summarise(scored, config)
 
 
 def seen_mean(results, metric):
@@ -244,47 +251,46 @@ def seen_mean(results, metric):
     return np.mean([measured[metric] for measured in results["seen"].values()])
 
 
+def report_line(title, accuracy, area, unit="%"):
+    return f"  {title:18}{100 * accuracy:6.1f} {unit}, AUC {100 * area:.1f} {unit}"
+
+
 def report(results):
-    """The results as a few lines of text. Raises ValueError if they have no metrics."""
-    if "metrics" not in results:
-        raise ValueError("no originals, or no fakes, could be scored")
+    """The results as a few lines of text."""
     config = results["config"]
     measured = results["metrics"]
-    tested = of_classes(results["videos"], tested_fakes(config))
-    fakes = sum(video["label"] for video in tested)
+    labels = [video["label"] for video in tested(results)]
     toy = " [TOY: says nothing about real deepfakes]" if config["toy"] else ""
     lines = [
-        f"test of {config['mode']}, {config['holdout']} held out{toy}: "
-        f"{len(tested) - fakes} originals, {fakes} fakes"
+        f"test of {config['case']}, {config['holdout']} held out, on {config['data']}{toy}: "
+        f"{labels.count(0)} originals, {labels.count(1)} fakes"
     ]
 
-    for name, label in LABELS.items():
-        line = f"  {label:18}{100 * measured[name]:6.1f} %"
-        if name in measured["intervals"]:
-            low, high = measured["intervals"][name]
-            line += f"   95 % interval {100 * low:.1f} to {100 * high:.1f}"
-        lines.append(line)
-
-    def add(label, accuracy, auc, unit="%"):
-        lines.append(f"  {label:18}{100 * accuracy:6.1f} {unit}, AUC {100 * auc:.1f} {unit}")
+    for name, title in TITLES.items():
+        low, high = measured["intervals"][name]
+        lines.append(
+            f"  {title:18}{100 * measured[name]:6.1f} %"
+            f"   95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        )
 
     for name, seen in results["seen"].items():
-        add(f"{name}, seen", seen["accuracy"], seen["auc"])
+        lines.append(report_line(f"{name}, seen", seen["accuracy"], seen["auc"]))
     if results["seen"]:
-        accuracy = seen_mean(results, "accuracy")
-        auc = seen_mean(results, "auc")
-        add("mean of the seen", accuracy, auc)
+        mean_accuracy = seen_mean(results, "accuracy")
+        mean_auc = seen_mean(results, "auc")
+        lines.append(report_line("mean of the seen", mean_accuracy, mean_auc))
         # A positive gap: worse on the held-out manipulation.
-        add("gap to held-out", accuracy - measured["accuracy"], auc - measured["auc"], "points")
+        gap = mean_accuracy - measured["accuracy"]
+        auc_gap = mean_auc - measured["auc"]
+        lines.append(report_line("gap to held-out", gap, auc_gap, "points"))
     if "still" in results:
         line = f"  {'without motion':18}AUC {100 * results['still']['auc']:.1f} % held-out"
         if "still_seen" in results:
             line += f", {100 * results['still_seen']:.1f} % mean of the seen"
         lines.append(line)
     if results.get("val_auc", 1) < LEARNED:
-        lines.append(
-            f"best validation AUC {100 * results['val_auc']:.1f} %: this run has hardly learned"
-        )
+        best = 100 * results["val_auc"]
+        lines.append(f"best validation AUC {best:.1f} %: this run has hardly learned")
     return "\n".join(lines)
 
 
@@ -292,23 +298,26 @@ def report(results):
 
 
 def load(path):
-    """A checkpoint or results.json of train.py. Raises ValueError."""
+    """A checkpoint or results.json of train.py. Raises FileNotFoundError, ValueError."""
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text())
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["config"]["format"] == FORMAT:
-            return content
+        version = content["config"].get("format")
     except Exception:  # a damaged file can raise anything
-        pass
-    raise ValueError(f"{path} is missing, damaged, or not of this version of train.py")
+        raise ValueError(f"{path} cannot be read, or was not written by train.py") from None
+    if version != FORMAT:
+        raise ValueError(f"{path} is of format {version}, this version of train.py reads {FORMAT}")
+    return content
 
 
 def load_checkpoint(path, device="cpu"):
     """(encoder, binary classifier, config) of a best.pt or last.pt, in eval mode. Raises
-    ValueError."""
+    FileNotFoundError, ValueError."""
     checkpoint = load(path)
     if "encoder" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint: expected best.pt or last.pt of a run")
@@ -323,41 +332,36 @@ def load_checkpoint(path, device="cpu"):
 
 
 def save(content, path):
-    """Write a .pt or .json file, whole or not at all. Raises OSError."""
+    """Write a .pt, .json or .csv file (a list of rows), whole or not at all. Raises OSError."""
     path = Path(path)
     with replacing(path) as temporary:
         if path.suffix == ".json":
             temporary.write_text(json.dumps(content, indent=1))
-            return
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # a full disk
-            raise OSError(str(error).splitlines()[0]) from None
+        elif path.suffix == ".csv":
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=content[0])
+                writer.writeheader()
+                writer.writerows(content)
+        else:
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:  # a full disk
+                raise OSError(str(error).splitlines()[0]) from None
 
 
 # --- Pictures ------------------------------------------------------------------------------------
 
 
-def tile(clip, caption):
-    """The middle frame of a clip (3, T, H, W) above a caption: (3, H, W) in [0, 1]."""
-    frame = clip[:, clip.shape[1] // 2].permute(1, 2, 0).numpy()
-    picture = np.full((TILE + 22, TILE, 3), 255, np.uint8)
-    picture[:TILE] = cv2.resize(frame, (TILE, TILE))
-    cv2.putText(picture, caption, (2, TILE + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0))
-    return torch.from_numpy(picture).permute(2, 0, 1) / 255
-
-
-def save_pictures(videos, dataset, path):
-    """A row for each video: its clips, as the network saw them, with their scores."""
-    paths = [str(path) for path, _, _ in dataset.videos]
-    columns = dataset.shape[0]
-    blank = torch.ones(3, TILE + 22, TILE)
+def save_pictures(rows, path):
+    """A PNG with a row for each (scored video, its clips (N, 3, T, H, W)): the middle frames of the
+    clips, as the network saw them. Prints which row is which."""
+    columns = max(len(clips) for _, clips in rows)
     tiles = []
-    for video in videos:
-        clips = dataset[paths.index(video["path"])][0]
-        name = f"{video['class']} {video.get('doubt', '')} {Path(video['path']).stem}"
-        tiles += [tile(clip, f"{score:.2f} {name}") for clip, score in zip(clips, video["clips"])]
-        tiles += [blank] * (columns - len(clips))  # for those that were left out
+    print(f"{path} shows, from the top:")
+    for video, clips in rows:
+        print(f"  fake score {video['score']:.3f}  {video['path']}")
+        frames = clips[:, :, clips.shape[2] // 2] / 255  # (N, 3, H, W)
+        tiles += [*frames, *torch.ones(columns - len(frames), *frames.shape[1:])]
     with replacing(path) as temporary:
         save_image(tiles, temporary, format="png", nrow=columns, padding=6, pad_value=1)
 
@@ -365,116 +369,95 @@ def save_pictures(videos, dataset, path):
 def worst_mistakes(results):
     """The paper's Figure 4: the ten tested videos whose scores are furthest from their labels, the
     worst first."""
-    videos = of_classes(results["videos"], tested_fakes(results["config"]))
-    videos.sort(key=lambda video: -abs(video["score"] - video["label"]))
-    return videos[:10]
+    return sorted(tested(results), key=lambda video: -abs(video["score"] - video["label"]))[:10]
 
 
 # --- Your own videos, other datasets -------------------------------------------------------------
 
 
-def add_videos(videos, folders, name, label):
-    """Add the video files below some folders as {key: (path, class, label)}. Raises ValueError for
-    one found twice, also in another compression; FileNotFoundError."""
+def videos_below(folders):
+    """The video files below some folders, links followed, hidden ones and FF++'s masks left out.
+    Raises FileNotFoundError for a folder without any."""
+    videos = []
     for folder in folders:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder")
         before = len(videos)
-        for parent, _, files in os.walk(folder, followlinks=True):
-            for path in [Path(parent, file) for file in sorted(files)]:
-                if is_video(path) and "masks" not in path.relative_to(folder).parts:
-                    parts = path.resolve().parts
-                    key = tuple("*" if part in COMPRESSIONS else part for part in parts)
-                    if key in videos:
-                        raise ValueError(f"{videos[key][0]} and {path} are the same video")
-                    videos[key] = (path, name, label)
+        for parent, children, files in os.walk(folder, followlinks=True):
+            children[:] = [name for name in sorted(children) if name[0] != "." and name != "masks"]
+            videos += [Path(parent, name) for name in sorted(files) if is_video(Path(parent, name))]
         if len(videos) == before:
             raise FileNotFoundError(f"{folder} has no video files; {NO_IMAGES}")
+    return videos
 
 
 def own_videos(args):
-    """[(path, class, label)] of --video, or of --real and --fake."""
+    """[(path, class, label)] of --video, or of --real and --fake. Raises ValueError for a file
+    under both labels."""
     if args.video:
         return [(Path(path), "own", None) for path in args.video]
-    videos = {}
-    add_videos(videos, args.real, "original", 0)
-    add_videos(videos, args.fake, "fake", 1)
-    return list(videos.values())
-
-
-def show_own_videos(results, clips):
-    """--video: a line for each scored video."""
-    for video in results["videos"]:
-        count = f"{len(video['clips'])} of {clips} clips {video.get('doubt', '')}"
-        print(f"{video['path']}: fake score {video['score']:.3f}, {count}")
-    toy = ", trained on a TOY" if results["config"]["toy"] else ""
-    print(
-        f"A research model{toy}: its score is not a verdict, least of all if few clips show a face"
-    )
+    real = {path.resolve(): path for path in videos_below(args.real)}
+    fake = {path.resolve(): path for path in videos_below(args.fake)}
+    both = real.keys() & fake.keys()
+    if both:
+        raise ValueError(f"{min(both)} is below --real and below --fake")
+    videos = [(path, "original", 0) for path in real.values()]
+    return videos + [(path, "fake", 1) for path in fake.values()]
 
 
 # --- Tables 2 and 3 ------------------------------------------------------------------------------
 
 
-def mean_and_deviation(values, digits=".3g", none="-"):
-    """As text, or `none`; values that are None are left out."""
-    values = [value for value in values if value is not None]
-    if not values:
-        return none
-    if len(values) == 1:
-        return f"{values[0]:{digits}}"
+def mean_and_deviation(values, digits=".3g"):
+    """Mean and standard deviation as text."""
+    if len(values) < 2:
+        return f"{values[0]:{digits}}" if values else "-"
     return f"{np.mean(values):{digits}} ± {np.std(values, ddof=1):{digits}}"
 
 
 def read_run(path):
-    """What the table needs of a results.json. Raises ValueError, also if it is damaged."""
+    """What the table needs of a results.json. Raises ValueError if it does not belong there."""
     results = load(path)
-    try:
-        run = {"path": path, "config": results["config"]}
-        run["accuracy"] = 100 * results["metrics"]["accuracy"]
-        run["auc"] = 100 * results["metrics"]["auc"]
-        run["config"]["videos scored"] = len(results["videos"])  # compared like a setting
-        if results["seen"]:
-            run["gap"] = 100 * seen_mean(results, "accuracy") - run["accuracy"]
-        if "still" in results:
-            run["still"] = 100 * results["still"]["auc"]
-        if "still_seen" in results:
-            run["still_seen"] = 100 * results["still_seen"]
-        run["val_auc"] = results["val_auc"]
+    if results["config"]["holdout"] == "none" or "val_auc" not in results:
+        raise ValueError(f"{path} is not of a training run that held something out")
+    run = {"path": path, "config": results["config"], "val_auc": results["val_auc"]}
+    videos = sorted([video["class"], Path(video["path"]).name] for video in results["videos"])
+    run["test"] = [run["config"]["toy"], *videos]
 
-        # The cosines of two losses' gradients in the second half of the epochs.
-        run["cosines"] = []
-        with open(path.with_name("log.csv"), newline="") as file:
-            epochs = list(csv.DictReader(file))
-        for epoch in epochs[len(epochs) // 2 :]:
-            names = [name for name in epoch if name.startswith("cosine_") and epoch[name]]
-            run["cosines"] += [float(epoch[name]) for name in names]
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from None
+    run["accuracy"] = 100 * results["metrics"]["accuracy"]
+    run["auc"] = 100 * results["metrics"]["auc"]
+    run["seen"] = 100 * seen_mean(results, "accuracy")
+    run["gap"] = run["seen"] - run["accuracy"]
+    if "still" in results:
+        run["still"] = 100 * results["still"]["auc"]
+        run["still_seen"] = 100 * results["still_seen"]
     return run
 
 
+def differences(config, other):
+    """The names of the settings in which two runs differ, PLACE apart."""
+    names = config.keys() - set(PLACE)
+    return sorted(name for name in names if config[name] != other.get(name))
+
+
 def refuse_different_runs(runs):
-    """Raises ValueError unless the runs differ in nothing but MAY_DIFFER and what a mode sets."""
-    first_of_mode = {}
+    """Raises ValueError unless all tests are of the same videos, and the runs of a row differ in
+    nothing but hold-out, seed and place."""
+    first_of_row = {}
     known = {}
     for run in runs:
         config = run["config"]
-        if not config["case"]:
-            raise ValueError(f"{run['path']}: a loss was set by hand, so this is none of the cases")
-        twin = known.setdefault((row_of(run), config["holdout"], config["seed"]), run)
-        if twin is not run:
-            raise ValueError(f"{twin['path']} and {run['path']} are the same run")
+        key = f"{config['case']} with {config['holdout']} held out, seed {config['seed']}"
+        if key in known:
+            raise ValueError(f"{known[key]['path']} and {run['path']} are both {key}: keep one")
+        known[key] = run
+        if run["test"] != runs[0]["test"]:
+            raise ValueError(f"{run['path']} and {runs[0]['path']} tested different videos")
 
-        same_mode = first_of_mode.setdefault(row_of(run), run)
-        for name in config.keys() - MAY_DIFFER:
-            other = same_mode if name in MODE_SETTINGS else runs[0]
-            if config[name] != other["config"].get(name):
-                difference = f"{name} {other['config'].get(name)}, not {config[name]}"
-                raise ValueError(f"{other['path']} does not fit {run['path']}: it has {difference}")
-
-
-def row_of(run):
-    """A row of the table: the mode, with or without motion."""
-    return run["config"]["mode"] + ("_still" if run["config"]["still"] else "")
+        other = first_of_row.setdefault(config["case"], run)
+        names = [n for n in differences(config, other["config"]) if n not in ("holdout", "seed")]
+        if names:
+            raise ValueError(f"{other['path']} and {run['path']} differ in {', '.join(names)}")
 
 
 def by_holdout(runs, name):
@@ -486,7 +469,7 @@ def by_holdout(runs, name):
 
 
 def mean_of_means(groups):
-    """Of the hold-outs; "-" if one has no run."""
+    """The mean over the hold-outs as text; "-" if one has no run."""
     return f"{np.mean([np.mean(group) for group in groups]):.1f}" if all(groups) else "-"
 
 
@@ -501,43 +484,47 @@ def table(folder):
         except ValueError as error:
             left_out.append(str(error))
     if not runs:
-        raise FileNotFoundError(f"--table {folder}: no */results.json of this version in it")
+        raise FileNotFoundError(f"--table {folder}: no */results.json that fits in it")
     refuse_different_runs(runs)
 
     toy = runs[0]["config"]["toy"]
-    means = "auc gap still still_seen".split()
-    titles = [*MANIPULATIONS, "average", "AUC", "gap", "still", "still, seen", "cosine"]
-    titles.append("not learned")
+    titles = ["Type of training", *MANIPULATIONS, *MEANS.values(), "not learned"]
     lines = [
         "### TOY: says nothing about real deepfakes" if toy else "### FaceForensics++",
         TABLE_NOTE,
-        f"| Type of training | {' | '.join(titles)} |",
-        "|---" * 12 + "|",
+        f"| {' | '.join(titles)} |",
+        "|---" * len(titles) + "|",
     ]
-    rows = dict(PAPER)
-    rows.update({f"{mode}_still": (f"{row[0]}, still", *row[1:]) for mode, row in PAPER.items()})
-    for mode, (title, *paper) in rows.items():
-        of_mode = [run for run in runs if row_of(run) == mode]
-        if not of_mode:
-            continue
-        groups = by_holdout(of_mode, "accuracy")
-        cells = [f"{mean_and_deviation(group, '.1f')} ({len(group)})" for group in groups]
-        cells.append(mean_of_means(groups))
-        if not toy:
-            cells = [f"{ours} [{theirs:.2f}]" for ours, theirs in zip(cells, paper)]
-        cells += [mean_of_means(by_holdout(of_mode, name)) for name in means]
-        cosines = [cosine for run in of_mode for cosine in run["cosines"]]
-        cells.append(mean_and_deviation(cosines, ".2f"))
-        cells.append(f"{sum(run['val_auc'] < LEARNED for run in of_mode)} of {len(of_mode)}")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    cases = {run["config"]["case"] for run in runs}
+    for case in [*PAPER, *sorted(cases - PAPER.keys())]:
+        if case in cases:
+            lines.append(table_row(case, [run for run in runs if run["config"]["case"] == case]))
+
+    configs = [run["config"] for run in runs]
+    names = {name for config in configs for name in differences(config, configs[0])}
+    names -= {"case", "mode", "holdout", "seed"}
+    lines.append(f"\nSettings that differ between rows: {', '.join(sorted(names)) or 'none'}")
     return "\n".join(lines), left_out
+
+
+def table_row(case, runs):
+    """The row of these runs of one case, as Markdown."""
+    title, *paper = PAPER.get(case, (case,))
+    groups = by_holdout(runs, "accuracy")
+    cells = [f"{mean_and_deviation(group, '.1f')} ({len(group)})" for group in groups]
+    cells += [mean_of_means(by_holdout(runs, name)) for name in MEANS]
+    if not runs[0]["config"]["toy"]:
+        for column, value in enumerate(paper):
+            cells[column] += f" [{value:.2f}]"
+    failed = sum(run["val_auc"] < LEARNED for run in runs)
+    return f"| {title} | {' | '.join(cells)} | {failed} of {len(runs)} |"
 
 
 # --- python eval.py ------------------------------------------------------------------------------
 
 
-def device(name):
-    """An argparse type."""
+def existing_device(name):
+    """An argparse type: the name of a device that PyTorch can use here."""
     try:
         torch.zeros(1, device=name)
     except Exception as error:
@@ -545,46 +532,80 @@ def device(name):
     return name
 
 
-def number(kind, least, most=1e9):
-    """An argparse type: an int or a float from `least` to `most`."""
-
-    def number(text):
-        if not least <= kind(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
-        return kind(text)
-
-    return number
-
-
 def parse(argv=None):
     parser = argparse.ArgumentParser(
         usage="eval.py best.pt | --table DIR [flags]", allow_abbrev=False
     )
+    best = "cuda" if torch.cuda.is_available() else "cpu"
     flag = parser.add_argument
     flag("checkpoint", nargs="?", help="best.pt or last.pt of a run")
     task = parser.add_mutually_exclusive_group()
-    task.add_argument("--pictures", action="store_true", help="the worst mistakes as mistakes.png")
     task.add_argument("--video", nargs="+", metavar="FILE", help="score your own videos instead")
     task.add_argument("--real", nargs="+", metavar="DIR", help="with --fake: test on these folders")
     task.add_argument("--table", metavar="DIR", help="Tables 2 and 3 for a folder of runs")
     flag("--fake", nargs="+", metavar="DIR", help="see --real")
+    flag(
+        "--pictures", action="store_true", help="the worst mistakes, or your videos' clips, as PNG"
+    )
     flag("--data", help="another copy of FF++ (default: the training run's)")
-    flag("--cache", metavar="DIR", help="train.py's cache of cropped frames")
-    flag("--clips", type=number(int, 1), help="per video (default: as in training; --video: 16)")
-    flag("--workers", type=int, default=0, help="processes that read videos (0)")
-    flag("--device", type=device, default=DEVICE, help="cpu, cuda, mps")
-    flag("--out", metavar="DIR", help="for results and pictures (the run's folder)")
+    flag("--cache", metavar="DIR", help="of prepared videos (default: the training run's)")
+    flag("--clips", type=int, help="per video (default: as in training; --video: 16)")
+    flag("--device", type=existing_device, default=best, help="cpu, cuda, mps")
+    flag("--out", metavar="DIR", help="for results.json and pictures (a folder in the run's)")
     args = parser.parse_args(argv)
 
     if bool(args.checkpoint) == bool(args.table):
-        parser.error("expected either a checkpoint or --table DIR")
+        parser.error("expected a checkpoint (before all flags) or --table DIR")
     if bool(args.real) != bool(args.fake):
         parser.error("--real goes with --fake")
+    if args.clips is not None and args.clips < 1:
+        parser.error("--clips must be positive")
     return args
 
 
+def test_again(args, encoder, classifier, config, out):
+    """The test of the run, on its own or another copy of FF++."""
+    for name in ("data", "cache", "clips"):
+        config[name] = getattr(args, name) or config[name]
+    config["toy"] = config["toy"] or is_toy(config["data"])
+    videos = open_splits(config, ["test"])["test"]
+
+    results = test(encoder, classifier, config, videos, args.device)
+    print(report(results))
+    save(results, out / "results.json")
+    if args.pictures:
+        paths = [str(path) for path, _, _ in videos.videos]
+        worst = worst_mistakes(results)
+        rows = [(video, videos[paths.index(video["path"])][0]) for video in worst]
+        save_pictures(rows, out / "mistakes.png")
+
+
+def test_own_videos(args, encoder, classifier, config, out):
+    """--video, --real and --fake. Returns whether every video could be scored."""
+    own = own_videos(args)
+    config["data"] = "own videos"
+    config["toy"] = config["toy"] or any(is_toy(path) for path, _, _ in own)
+    config["clips"] = args.clips or (OWN_CLIPS if args.video else config["clips"])
+    videos, unreadable = evaluate_own(encoder, classifier, own, config, args.device)
+    results = {**summarise(videos, config), "unreadable": unreadable}
+
+    if "metrics" in results:
+        print(report(results))
+    else:  # --video, or one side of the test has nothing left
+        toy = ", and one of a TOY" if config["toy"] else ""
+        for video in videos:
+            count = f"from {len(video['clips'])} of {config['clips']} clips"
+            print(f"{video['path']}: fake score {video['score']:.3f}, {count}")
+        print(f"The score of a research model{toy} is no verdict, least of all from few clips")
+    save(results, out / "results.json")
+    if args.pictures and videos:
+        rows = [(video, read_own_video(video["path"], config)) for video in videos[:20]]
+        save_pictures(rows, out / "clips.png")
+    return not unreadable
+
+
 def run(args):
-    """What the flags ask for. True if nothing was left out."""
+    """Do what the flags ask for. True if nothing was left out."""
     if args.table:
         text, left_out = table(args.table)
         print(text)
@@ -592,42 +613,33 @@ def run(args):
             print(f"left out: {reason}", file=sys.stderr)
         return not left_out
 
-    encoder, classifier, config = load_checkpoint(args.checkpoint, args.device)
-    place = config["place"]
-    place["data"] = args.data or place["data"]
-    place["cache"] = args.cache or place["cache"]
-    out = Path(args.out or Path(args.checkpoint).parent)
-    if args.video:
-        if not args.out:
-            out = out / "videos"
-        dataset = OwnVideos(own_videos(args), config, args.clips or OWN_CLIPS)
-        path = out / "scores.json"
-    elif args.real:
-        dataset = OwnVideos(own_videos(args), config, args.clips or config["clips"])
-        path = out / f"results_{Path(args.fake[0]).resolve().name}.json"
+    # By default a folder in the run's, named after the first video or the first folder of fakes
+    first = (args.video or args.fake or ["test"])[0]
+    out = Path(args.checkpoint).parent / Path(first).resolve().stem
+    if args.out:
+        out = Path(args.out)
+    if (out / "results.json").exists():
+        raise ValueError(f"{out} holds results already: choose another --out")
+    loaded = load_checkpoint(args.checkpoint, args.device)
+    complete = True
+    if args.video or args.real:
+        complete = test_own_videos(args, *loaded, out)
     else:
-        config["clips"] = args.clips or config["clips"]
-        dataset = make_dataset(config, "test")
-        path = out / f"results_{Path(args.checkpoint).stem}.json"
-
-    results = test(encoder, classifier, config, dataset, args.device, args.workers)
-    save(results, path)
-    print(f"every video's score: {path}")
-    if args.video:
-        show_own_videos(results, dataset.shape[0])
-        if results["videos"]:
-            save_pictures(results["videos"], dataset, out / "clips.png")
-    else:
-        print(report(results))
-    if args.pictures:
-        save_pictures(worst_mistakes(results), dataset, out / "mistakes.png")
-    return not results["unreadable"]
+        test_again(args, *loaded, out)
+    print(f"every video's score: {out / 'results.json'}")
+    return complete
 
 
 def main(argv=None):
     args = parse(argv)
-    with one_sentence("eval.py"):
+    if hasattr(sys.stdout, "reconfigure"):  # names that the terminal cannot show are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
         sys.exit(0 if run(args) else 1)
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
+        sys.exit(f"eval.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("eval.py: interrupted")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,7 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out))
 
     def forward(self, embedding):
-        z = self.layers(embedding)
-        # Under autocast the layers give bfloat16: normalise in float32.
-        return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        return F.normalize(self.layers(embedding), dim=1)
 
 
 def main():

@@ -31,58 +31,62 @@ from torch import nn
 @torch.no_grad()
 def ema_update(online, ema, m):
     """ema <- m * ema + (1 - m) * online for every parameter of two modules of one architecture;
-    buffers are copied. Raises ValueError for other shapes, or if m is not in [0, 1]."""
+    buffers are copied. Raises ValueError if m is not in [0, 1]."""
     if not 0 <= m <= 1:
         raise ValueError(f"momentum m must be in [0, 1], got {m}")
-    if [p.shape for p in online.parameters()] != [p.shape for p in ema.parameters()]:
-        raise ValueError("the two modules are not of one architecture")
-    for parameter, ema_parameter in zip(online.parameters(), ema.parameters()):
+    for parameter, ema_parameter in zip(online.parameters(), ema.parameters(), strict=True):
         ema_parameter.lerp_(parameter, 1 - m)
-    for buffer, ema_buffer in zip(online.buffers(), ema.buffers()):
-        ema_buffer.copy_(buffer)  # BatchNorm's statistics are averages already
+    for buffer, ema_buffer in zip(online.buffers(), ema.buffers(), strict=True):
+        ema_buffer.copy_(buffer)  # BatchNorm's running statistics are averages already
 
 
 class LabelQueue(nn.Module):
     """The last `size` keys with their labels; a module, so that checkpoints include it.
 
-    keys (filled, dim) and labels (filled,) are copies, in no particular order. It starts empty
-    (MoCo's starts full of random vectors: keys of no clip)."""
+    keys (filled, dim) and labels (filled,) are in no particular order. It starts empty; MoCo's
+    starts full of random vectors, which belong to no clip. MoCo also shuffles clips between
+    GPUs, because a clip meets its own key, normalised in the same batch, as its positive. Here a
+    batch never meets its own keys. Its positives may include an earlier clip of the same video,
+    since training shows an original once beside each of its fakes.
+    """
 
     def __init__(self, size, dim):
         super().__init__()
-        if size < 1:
-            raise ValueError(f"a queue needs at least one slot, got size {size}")
         self.register_buffer("slots", torch.zeros(size, dim))
         self.register_buffer("slot_labels", torch.zeros(size, dtype=torch.long))
         self.register_buffer("enqueued", torch.tensor(0))  # ever, not only those still in a slot
 
-    # Copies, because a later enqueue must not change what a loss needs for its backward pass.
+    @property
+    def filled(self):
+        return min(int(self.enqueued), len(self.slots))
+
     @property
     def keys(self):
-        return self.slots[: int(self.enqueued)].clone()
+        return self.slots[: self.filled]
 
     @property
     def labels(self):
-        return self.slot_labels[: int(self.enqueued)].clone()
+        return self.slot_labels[: self.filled]
 
     @torch.no_grad()
     def enqueue(self, keys, labels):
-        """Add keys (B, dim) with labels (B,), any B; the oldest keys make room.
+        """Add keys (B, dim) with labels (B,); the oldest make room. A loss that used the queue must
+        have gone backward before, because its gradient needs the old keys.
 
         With torch.distributed, every rank adds the keys of all ranks in rank order, so that all
-        queues stay equal; all must bring the same B. Raises ValueError for other shapes.
+        queues stay equal; all must bring the same B. Raises ValueError for labels of another shape
+        or type, or more keys than slots.
         """
-        fits = keys.shape[1:] == self.slots.shape[1:] and labels.shape == keys.shape[:1]
-        if not fits or labels.is_floating_point():
-            shapes = f"{tuple(keys.shape)} and {tuple(labels.shape)}"
-            raise ValueError(f"expected keys (B, dim) and integer labels (B,), got {shapes}")
+        if labels.shape != keys.shape[:1] or labels.is_floating_point():
+            raise ValueError("expected keys (B, dim) and integer labels (B,)")
         keys = gather(keys)
         labels = gather(labels)
         size = len(self.slots)
-        kept = torch.arange(len(keys), device=self.slots.device)[-size:]  # if B > size: the last
-        slot = (int(self.enqueued) + kept) % size
-        self.slots[slot] = keys[kept].to(self.slots)
-        self.slot_labels[slot] = labels[kept].to(self.slot_labels)
+        if len(keys) > size:
+            raise ValueError(f"{len(keys)} keys at once do not fit into a queue of size {size}")
+        slot = (self.enqueued + torch.arange(len(keys), device=keys.device)) % size
+        self.slots[slot] = keys
+        self.slot_labels[slot] = labels
         self.enqueued += len(keys)
 
 
@@ -100,9 +104,8 @@ def main():
     queue = LabelQueue(size=6, dim=1)
     print("6 slots, 4 keys a step. A key is its own number, its label says odd (1) or even (0):")
     for step in range(4):
-        print(
-            f"  step {step}: the loss sees {queue.keys.flatten().tolist()}, {queue.labels.tolist()}"
-        )
+        keys = queue.keys.flatten().tolist()
+        print(f"  step {step}: the loss sees {keys}, {queue.labels.tolist()}")
         new = torch.arange(4 * step, 4 * step + 4)
         queue.enqueue(new[:, None].float(), new % 2)
 

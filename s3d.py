@@ -75,14 +75,12 @@ class Inception(nn.Module):
 class S3D(nn.Module):
     """The encoder. `width` scales every channel count (1.0: the paper's S3D, 7.9 M parameters).
 
-    repeat_ends: convolutions over time see a clip's first and last frame repeated beyond its ends,
-    not zeros. Pre-trained weights expect zeros; training from random weights is safer without.
+    repeat_ends: beyond a clip's ends, convolutions over time see its first and last frame repeated.
+    Otherwise they see zeros, as pre-trained weights expect.
     """
 
     def __init__(self, width=1.0, repeat_ends=False):
         super().__init__()
-        if width <= 0:
-            raise ValueError(f"width must be positive, got {width}")
 
         def scaled(channels):
             return max(1, round(channels * width))
@@ -110,12 +108,13 @@ class S3D(nn.Module):
         }
         # fmt: on
         self.layers = nn.Sequential()
-        self.dim = c192
+        inputs = c192
         for name, layer in layers.items():
-            if isinstance(layer, tuple):  # an Inception's channels; it reads the layer before
-                layer = Inception(self.dim, *map(scaled, layer))
-                self.dim = layer.outputs
+            if name.startswith("mixed"):
+                layer = Inception(inputs, *map(scaled, layer))
+                inputs = layer.outputs
             self.layers.add_module(name, layer)
+        self.dim = inputs
 
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -127,8 +126,8 @@ class S3D(nn.Module):
         self.apply_buffers()
 
     def apply_buffers(self, incompatible_keys=None):
-        """BatchNorm's eps and what a convolution sees beyond a clip's ends are part of the function
-        that the weights were trained for."""
+        """Set eps and repeat_ends in the layers, at first and after weights were loaded: they are
+        part of the function that the weights were trained for."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):
                 module.eps = round(self.eps.item(), 9)  # 1e-5, not float32's 9.99999975e-06
@@ -147,9 +146,12 @@ class S3D(nn.Module):
                 f"{MIN_SIZE} x {MIN_SIZE} pixels, got {shape}"
             )
         x = normalise(clip, self.mean, self.std)
-        if not self.training:  # channels last in memory: about half the time on a CPU
+        if (
+            not self.training
+        ):  # half the time on a CPU; for training, train.py stores the weights so
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        return self.layers(x).mean(dim=(2, 3, 4))  # (B, dim, T/8, H/32, W/32) -> (B, dim)
+        x = self.layers(x)  # (B, dim, T/8, H/32, W/32), bfloat16 under autocast
+        return x.mean(dim=(2, 3, 4), dtype=self.mean.dtype)
 
 
 def register_statistics(encoder):
@@ -187,7 +189,7 @@ class FrameEncoder(nn.Module):
 
     def forward(self, clip):
         frames = normalise(clip, self.mean, self.std).transpose(1, 2).flatten(0, 1)
-        embeddings = self.layers(frames).mean(dim=(2, 3))  # (B * T, dim)
+        embeddings = self.layers(frames).mean(dim=(2, 3), dtype=self.mean.dtype)  # (B * T, dim)
         return embeddings.unflatten(0, (len(clip), -1)).mean(dim=1)  # (B, dim)
 
 
@@ -195,14 +197,13 @@ URLS = {
     "kinetics400": models.video.S3D_Weights.KINETICS400_V1.url,
     "coclr": "http://www.robots.ox.ac.uk/~htd/coclr/CoCLR-k400-rgb-128-s3d.pth.tar",
 }
-BUFFERS = ("mean", "std", "eps", "repeat_ends")
-FORMATS = {  # keys start with: what it is, mean and std of the input, BatchNorm's eps
-    "encoder_q.0.": ("CoCLR pre-training", IMAGENET, 1e-5),
-    "backbone.": ("CoCLR classifier", IMAGENET, 1e-5),
-    "features.": ("torchvision S3D", KINETICS, 1e-3),
-    "layers.": ("S3D of this project", None, None),
+FORMATS = {  # what keys start with: (mean and std of the input, BatchNorm's eps)
+    "encoder_q.0.": (IMAGENET, 1e-5),  # CoCLR's pre-training
+    "backbone.": (IMAGENET, 1e-5),  # CoCLR's classifier
+    "features.": (KINETICS, 1e-3),  # torchvision
 }
-# CoCLR's names and ours; conv1, bn1 and conv2, bn2 are the two halves of a separable convolution
+# CoCLR's names and ours, replaced in this order; conv1, bn1 and conv2, bn2 are the two halves of a
+# separable convolution
 COCLR_NAMES = {
     "branch0.0.conv": "branch0.conv",
     "branch0.0.bn": "branch0.bn",
@@ -229,24 +230,18 @@ def load_pretrained(model, source):
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
     tensors = {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
-    prefix = next((p for p in FORMATS if any(key.startswith(p) for key in tensors)), None)
-    if prefix is None:
-        raise ValueError(
-            f"{source} does not hold an S3D: expected keys that start with {', '.join(FORMATS)}, "
-            f"found {list(tensors)[:3]}"
-        )
-
     layers = [name for name, _ in model.layers.named_children()]
-    weights = {name: tensors[name] for name in BUFFERS if name in tensors}
-    for key, value in tensors.items():
-        # CoCLR saves every tensor twice, the second time below block1 ... block5.
-        if key.startswith(prefix) and not key.startswith(f"{prefix}block"):
-            weights[own_name(key.removeprefix(prefix), layers)] = value
-    origin, statistics, eps = FORMATS[prefix]
-    if statistics is not None:
-        weights["mean"], weights["std"] = torch.tensor(statistics).view(2, 1, 3, 1, 1, 1)
-        weights["eps"] = torch.tensor(eps)
-        weights["repeat_ends"] = torch.tensor(False)
+
+    weights = tensors  # an S3D of this file names them as they are
+    for prefix, (statistics, eps) in FORMATS.items():
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if found:
+            # CoCLR saves every tensor twice, the second time below block1 ... block5.
+            found = {key: value for key, value in found.items() if not key.startswith("block")}
+            weights = {own_name(key, layers): value for key, value in found.items()}
+            weights["mean"], weights["std"] = torch.tensor(statistics).view(2, 1, 3, 1, 1, 1)
+            weights["eps"] = torch.tensor(eps)
+            weights["repeat_ends"] = torch.tensor(False)
 
     needed = model.state_dict()
     for name in sorted(weights.keys() | needed.keys()):
@@ -254,15 +249,15 @@ def load_pretrained(model, source):
         ours = getattr(needed.get(name), "shape", "missing")
         if theirs != ours:
             raise ValueError(
-                f"{source} ({origin}) does not fit this S3D, nothing was loaded: "
-                f"{name} is {theirs} in the file, {ours} in the model"
+                f"{source} does not fit this S3D, nothing was loaded: {name} is {theirs} in the "
+                f"file, {ours} in the model"
             )
     model.load_state_dict(weights)
-    print(f"S3D: loaded {source} ({origin})")
+    print(f"S3D: loaded {source}")
 
 
 def own_name(key, layers):
-    """The name in S3D of a tensor of CoCLR, torchvision or S3D itself; layers: S3D's own."""
+    """The name in S3D of a tensor of CoCLR or torchvision; layers: the names of S3D's layers."""
     layer, _, rest = key.partition(".")
     if layer.isdigit() and int(layer) < len(layers):  # torchvision numbers them in the same order
         layer = layers[int(layer)]
@@ -272,20 +267,28 @@ def own_name(key, layers):
 
 
 def read_checkpoint(source):
-    """The dictionary at a URL (downloaded once) or a path."""
+    """The dictionary at a URL (downloaded once) or a path. Raises FileNotFoundError, ValueError."""
+    if not str(source).startswith("http"):
+        file = Path(source)
+        advice = "give the path of a checkpoint"
+    else:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(source).name)
+        advice = f"download {source} and put it there"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file():
+                torch.hub.download_url_to_file(source, file)
+        except OSError as error:
+            advice += f" ({error})"
+    if not file.is_file():
+        raise FileNotFoundError(f"there are no weights at {file}: {advice}")
     try:
-        if str(source).startswith("http"):
-            return torch.hub.load_state_dict_from_url(
-                source, map_location="cpu", check_hash=True, weights_only=True
-            )
-        return dict(torch.load(source, map_location="cpu", weights_only=True))
-    except Exception as error:  # a damaged file can raise anything
-        if not Path(source).is_file():
-            raise FileNotFoundError(
-                f"no weights at {source} ({error}); a download may be put into "
-                f"{torch.hub.get_dir()}/checkpoints by hand"
-            ) from None
-        raise ValueError(f"{source} cannot be read safely, as tensors and plain values") from None
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception:  # a damaged file can raise anything
+        raise ValueError(
+            f"{file} cannot be loaded as tensors and plain values: if it is a damaged download, "
+            "delete it"
+        ) from None
 
 
 def main():

@@ -49,7 +49,6 @@ def prepare(who, task):
         args = train.parse(["--data", "none", "--init", f"{folder}/s3d.pth"])
         nets = train.build_networks(args, multi_classes=4)
     if who == "torchvision":
-        args.precision = "fp32"
         nets["encoder"] = theirs
         nets["ema_encoder"] = copy.deepcopy(theirs).requires_grad_(False)
     nets.to(DEVICE)

@@ -10,18 +10,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more would wait for each other in small networks
 ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "--epochs",
-    "2",
-    "--batch-size",
-    "4",
-    "--size",
-    "32",
-    "--width",
-    "0.125",
-    "--queue-size",
-    "10",
-]  # a run of seconds
+TINY = "--epochs 2 --batch-size 4 --size 32 --width 0.125 --queue-size 20".split()  # seconds
 
 
 @pytest.fixture(scope="session")
@@ -69,17 +58,8 @@ def run():
 @pytest.fixture(scope="session")
 def finished(toy):
     """A short run with every kind of contrastive module: (its folder, its stdout, its flags)."""
-    flags = [
-        "--mode",
-        "bin_contrastive_multi_contrastive",
-        "--holdout",
-        "NT",
-        "--seed",
-        "3",
-        *TINY,
-        "--out",
-        "runs/first",
-    ]
+    mode = "bin_contrastive_multi_contrastive"
+    flags = f"--mode {mode} --holdout NT --seed 3 {' '.join(TINY)} --out runs/first".split()
     result = command(toy, "train.py", *flags)
     assert result.returncode == 0, result.stderr
     return toy / "runs/first", result.stdout, flags

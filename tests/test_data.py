@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-import functools
 import hashlib
+import itertools
 import os
-import runpy
 import shutil
-from itertools import product
+import signal
+import sys
+import time
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -13,33 +16,17 @@ import pytest
 import torch
 
 import data
-from data import FFPP, MANIPULATIONS, SPLITS, EpochBatches, UnreadableVideo, read_video
+from data import CLASSES, FFPP, MANIPULATIONS, SPLITS, EpochBatches, prepare, read_video
 
-H264 = Path(__file__).parent / "fixtures/h264_bframes.mp4"  # 112 x 80, up to 3 B-frames in a row
+H264 = Path(__file__).parent / "fixtures/h264_bframes.mp4"  # 60 frames, 112 x 80, B-frames
 KAGGLE = {"original": "original", **MANIPULATIONS}
-OFFICIAL = {name: f"manipulated_sequences/{folder}/c23/videos" for name, folder in KAGGLE.items()}
-OFFICIAL["original"] = "original_sequences/youtube/c23/videos"
-MULTI = {
-    "DF": (0, -1, 1, 2, 3),
-    "F2F": (0, 1, -1, 2, 3),
-    "FS": (0, 1, 2, -1, 3),
-    "NT": (0, 1, 2, 3, -1),
-    "none": (0, 1, 2, 3, 4),
-}  # of original, DF, F2F, FS, NT
+SETTINGS = {"crop": "frame", "size": 32}
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, or odd names")
 
 
-@pytest.fixture(scope="module", params=[OFFICIAL, KAGGLE], ids=["official", "kaggle"])
-def tree(request, tmp_path_factory):
-    """The names of the whole FF++, 5,000 empty files, beside a folder that is not part of it."""
-    root = tmp_path_factory.mktemp("tree")
-    unknown = request.param["DF"].replace("Deepfakes", "FaceShifter")
-    for folder in (*request.param.values(), unknown):
-        (root / folder).mkdir(parents=True)
-        for ids in SPLITS.values():
-            for index, target in enumerate(ids):
-                source = "" if "original" in folder else f"_{ids[index ^ 1]}"
-                (root / folder / f"{target}{source}.mp4").touch()
-    return root
+def decode(path):
+    """All frames, as OpenCV reads them one after the other."""
+    return [frame for _, frame in iter(cv2.VideoCapture(str(path)).read, (False, None))]
 
 
 def changing(count):
@@ -56,49 +43,83 @@ def write(path, pictures, codec="FFV1"):
     return path
 
 
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """A folder of videos, most of them with a wrong header."""
-    folder = tmp_path_factory.mktemp("odd")
-    whole = write(folder / "whole.mkv", changing(60)).read_bytes()
-    (folder / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
-    write(folder / "few.mpg", changing(60), "MPG1")  # OpenCV 4.14 promises 56
-    write(folder / "short.mkv", changing(5))
-    for name in ("whole", "cut", "short"):  # the element Duration becomes a Void
-        content = (folder / f"{name}.mkv").read_bytes().replace(b"\x44\x89\x88", b"\xec\x89\x00", 1)
-        (folder / f"{name}_endless.mkv").write_bytes(content)
-    return folder
-
-
-@functools.cache
-def sequential(path):
-    """All frames, as OpenCV reads them one after the other."""
-    return [frame for _, frame in iter(cv2.VideoCapture(str(path)).read, (False, None))]
-
-
-def numbers(clip, path):
-    """Which frames a clip (3, T, H, W) shows, unresized: its size is 8/9 of the video's height."""
-    size, (height, width, _) = clip.shape[-1], sequential(path)[0].shape
-    rows, columns = [slice((n - size) // 2, (n - size) // 2 + size) for n in (height, width)]
-    known = {f[rows, columns, ::-1].tobytes(): number for number, f in enumerate(sequential(path))}
-    return [known.get(picture.numpy().tobytes()) for picture in clip.permute(1, 2, 3, 0)]
-
-
-def five_times(root, video, split="train", **more):
-    """FFPP whose only identity shows this video in each of the five classes."""
-    for folder in KAGGLE.values():
-        (root / folder).mkdir(exist_ok=True)
-        shutil.copy2(video, root / folder / f"{SPLITS[split][0]}{video.suffix}")
-    return FFPP(root, split, "none", **{"frames": 8, "size": 32, "clips": 3, **more})
-
-
-def scene(*faces):
-    """A grey picture with portraits (side, left, top)."""
+def scene(left=None):
+    """A grey picture, with a portrait."""
     picture = np.full((180, 300, 3), 128, np.uint8)
-    for side, left, top in faces:
+    if left is not None:
         portrait = cv2.imread(str(H264.with_name("portrait.jpg")))
-        picture[top : top + side, left : left + side] = cv2.resize(portrait, (side, side))
+        picture[20:140, left : left + 120] = cv2.resize(portrait, (120, 120))
     return picture
+
+
+def identity(root, video, target="953"):
+    """The five videos of an id in Kaggle's layout: copies of one video."""
+    for folder in KAGGLE.values():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        stem = target if folder == "original" else f"{target}_974"
+        shutil.copy(video, root / folder / f"{stem}.mp4")
+    return root
+
+
+def contents(cache):
+    """{name: content} of all crops."""
+    return {str(file.relative_to(cache)): file.read_bytes() for file in cache.rglob("*.npy")}
+
+
+@pytest.fixture(scope="module")
+def cache(toy, tmp_path_factory):
+    """The prepared videos of the toy."""
+    cache = tmp_path_factory.mktemp("cache")
+    prepare(toy / "toy_ffpp", cache=cache, **SETTINGS)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def videos(toy, cache):
+    """videos(split, holdout, ...) are FFPP of the toy: 16 frames, clips of 8."""
+    return partial(FFPP, toy / "toy_ffpp", cache=cache, frames=8, clips=3, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """[(reason, a video that is broken for it)]"""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "empty").touch()
+    (folder / "half").write_bytes(b"half a download")
+    wide = write(folder / "wide.mpg", changing(9), "MPG1")
+    header = b"\x03\0\x24\x13"  # 48 x 36, square pixels, 25 Hz
+    wide.write_bytes(wide.read_bytes().replace(header, b"\x03\0\x24\x83", 1))
+    return [
+        ("cannot be read as a video", folder / "empty"),
+        ("cannot be read as a video", folder / "half"),
+        ("its frames do not change", write(folder / "still.mkv", decode(H264)[:1] * 9)),
+        ("its pixels are not square", wide),
+    ]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """A video of which the second half is missing."""
+    path = write(tmp_path_factory.mktemp("damaged") / "damaged.mkv", decode(H264))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The videos that are opened from now on."""
+    opened = []
+    capture = cv2.VideoCapture
+
+    def open_video(name, *how):
+        opened.append(name)
+        return capture(name, *how)
+
+    monkeypatch.setattr(cv2, "VideoCapture", open_video)
+    return opened
+
+
+# --- Which videos there are ----------------------------------------------------------------------
 
 
 def test_the_splits_are_the_official_ones():
@@ -109,210 +130,86 @@ def test_the_splits_are_the_official_ones():
     assert digests == ["dda8349aa6e28d4d", "c4d997e4b39e8efc", "75030e119e56b038"]
 
 
-@pytest.mark.parametrize("holdout", MULTI)
-def test_the_held_out_manipulation_is_in_the_test_split_only_and_has_no_label(tree, holdout):
-    for split, ids in {"train": 720, "val": 140, "test": 140}.items():
-        videos, labels = FFPP(tree, split, holdout), dict(zip(KAGGLE, MULTI[holdout]))
-        classes = [name for name in KAGGLE if split == "test" or name != holdout]
-        assert videos.counts == dict.fromkeys(classes, ids) and not any(videos.missing.values())
-        assert len(videos) == len({path for path, _, _ in videos.videos}) == ids * len(classes)
-        for (path, name, target), *y in zip(videos.videos, videos.binary, videos.multi):
-            assert KAGGLE[name] in path.as_posix() and y == [name != "original", labels[name]]
-            assert path.stem.startswith(target) and set(path.stem.split("_")) <= set(SPLITS[split])
+def test_the_held_out_manipulation_is_in_the_test_split_only_and_has_no_label(videos):
+    labels = {"original": 0, "DF": 1, "F2F": -1, "FS": 2, "NT": 3}
+    for split, ids in {"train": 6, "val": 2, "test": 4}.items():
+        found = videos(split, "F2F")
+        classes = [name for name in CLASSES if split == "test" or name != "F2F"]
+        assert found.counts == dict.fromkeys(classes, ids) and len(found) == ids * len(classes)
+        for (path, name, target), *y in zip(found.videos, found.binary, found.multi):
+            assert y == [name != "original", labels[name]]
+            assert KAGGLE[name] in str(path) and path.stem.startswith(target)
 
 
-def test_missing_videos_are_counted_and_fakes_without_their_original_left_out(tree, tmp_path):
-    root = shutil.copytree(tree, tmp_path / "with spaces and ü", copy_function=os.link)
-    videos = data.list_videos(root)
-    videos["FS"].pop(SPLITS["val"][0]).unlink()
-    videos["original"].pop(SPLITS["val"][1]).unlink()
-    found = FFPP(root, "val", "DF")
-    assert found.missing == {"original": 1, "F2F": 1, "FS": 2, "NT": 1}
-    assert found.counts["FS"] == 138 == sum(name == "FS" for _, name, _ in found.videos)
+def test_a_missing_video_and_a_fake_without_its_original_are_counted_not_prepared(tmp_path):
+    for target in SPLITS["test"][:5]:
+        identity(tmp_path, H264, target)
+    (tmp_path / "original/953.mp4").unlink()
+    missing, link, folder = [tmp_path / f"Deepfakes/{t}_974.mp4" for t in SPLITS["test"][1:4]]
+    for path in (missing, link, folder):
+        path.unlink()
+    shutil.copy(H264, missing.with_name("974.mp4"))  # an original does not count as a fake
+    folder.mkdir()
+    if os.name != "nt":
+        link.symlink_to("nowhere")
+
+    prepare(tmp_path, cache=tmp_path, **SETTINGS)
+    found = FFPP(tmp_path, "test", "none", cache=tmp_path, **SETTINGS)
+    assert found.counts == {"original": 4, "DF": 1, "F2F": 4, "FS": 4, "NT": 4}
+    assert found.missing["DF"] == 139 and len(contents(tmp_path)) == len(found) == 17
 
 
-def test_a_folder_without_videos_of_ffpp_is_refused_with_the_layout(tree, tmp_path):
-    for folder in ("original/000", "original_sequences/youtube/c23/frames/000"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "0000.png").touch()  # DeepfakeBench's samples
-    for root, compression in ((tmp_path, "c23"), (tmp_path / "no", "c23"), (tree, "c40")):
-        with pytest.raises(FileNotFoundError) as error:
-            FFPP(root, "train", "DF", compression)
-        for part in (str(root), compression, "original_sequences/youtube", "original/", "images"):
-            assert part in str(error.value) and "\n" not in str(error.value)
+def test_a_folder_without_videos_is_refused_with_the_layout(tmp_path):
+    for function in (prepare, partial(FFPP, split="train", holdout="DF")):
+        with pytest.raises(FileNotFoundError, match="no c23 .* original_sequences/.* original/000"):
+            function(tmp_path)
 
 
-def test_import_lesson_and_construction_write_no_files(tree, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["data.py"])
-    names = runpy.run_path(data.__file__, run_name="__main__")
-    names["FFPP"](tree, "train", "DF", cache=tmp_path / "cache")
-    assert "720" in capsys.readouterr().out and not list(tmp_path.iterdir())
+def test_an_unprepared_video_is_refused(toy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="953.mp4 is not prepared"):
+        FFPP(toy / "toy_ffpp", "test", "DF", cache=tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name, frames",
-    [(H264, 50), ("whole.mkv", 50), ("whole_endless.mkv", 50), ("few.mpg", 50), ("cut.mkv", 30)],
+    "function",
+    [
+        prepare,
+        partial(FFPP, split="test", holdout="DF"),
+        partial(read_video, frames=8, size=32, clips=3),
+    ],
 )
-def test_training_clips_start_anywhere_and_equal_a_sequential_decode(odd, name, frames, tmp_path):
-    size = len(sequential(odd / name)[0]) * 8 // 9
-    for cache in (None, tmp_path / "cache"):
-        more = {"frames": frames, "size": size, "augment": False, "cache": cache}
-        videos = five_times(tmp_path, odd / name, **more)
-        clips = [numbers(videos[0, seed][0], odd / name) for seed in range(80)]
-        last = max(clip[0] for clip in clips)
-        assert {clip[0] for clip in clips} == set(range(last + 1))
-        assert all(clip == list(range(clip[0], clip[0] + frames)) for clip in clips)
-        assert name == "few.mpg" or last == len(sequential(odd / name)) - frames
+def test_a_wrong_crop_is_refused(toy, function):
+    with pytest.raises(ValueError, match="crop must be face or frame"):
+        function(toy / "toy_ffpp", crop="centre")
 
 
-@pytest.mark.parametrize("name", ["whole", "cut", "whole_endless", "cut_endless", "few"])
-def test_evaluation_clips_lie_evenly_over_the_frames_that_exist(odd, name, tmp_path, monkeypatch):
-    path, opened, capture = next(odd.glob(f"{name}.*")), [], cv2.VideoCapture
-    length = len(sequential(path))
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *how: opened.append(how) or capture(*how))
-    clips, binary, multi = five_times(tmp_path, path, "test")[1]
-    assert len(opened) <= 3  # one look at the header and at most two passes
-    starts = [int((i + 0.5) / 3 * (length - 7)) for i in range(3)]
-    assert [numbers(clip, path) for clip in clips] == [[*range(s, s + 8)] for s in starts]
-    assert (clips.shape, clips.dtype, binary, multi) == ((3, 3, 8, 32, 32), torch.uint8, 1, 1)
-    cached = five_times(tmp_path, path, "test", cache=tmp_path / "cache")
-    assert torch.equal(cached[1][0], clips)
-    assert torch.equal(read_video(path, 8, 32, clips=3, crop="frame"), clips)
+def test_what_lies_in_the_toy_is_known(toy, tmp_path):
+    assert data.is_toy(toy / "toy_ffpp/original_sequences") and not data.is_toy(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["short.mkv", "short_endless.mkv"])
-def test_a_short_video_stays_on_its_last_frame(odd, tmp_path, name):
-    for cache in (None, tmp_path / "cache"):
-        clips = five_times(tmp_path, odd / name, "test", cache=cache)[0][0]
-        assert [numbers(clip, odd / name) for clip in clips] == [[0, 1, 2, 3, 4, 4, 4, 4]] * 3
+# --- Preparing -----------------------------------------------------------------------------------
 
 
-def test_augmentation_is_drawn_once_per_clip(tmp_path):
-    dark_then_bright = changing(1) * 12 + [changing(1)[0] + np.uint8(1)]
-    videos = five_times(tmp_path, write(tmp_path / "still.mkv", dark_then_bright))
-    clips = [videos[0, seed][0][:, :7] for seed in range(12)]
-    steady = [clip for clip in clips if torch.equal(clip, clip[:, :1].expand_as(clip))]
-    assert len(steady) >= 10 and len({clip.float().mean().item() for clip in clips}) == 12
+@pytest.mark.parametrize(
+    "faces, top, left, side", [([[40, 16, 48, 48]], 5, 29, 70), ([], 0, 16, 80)]
+)
+def test_crops_show_an_identitys_frames_around_the_face_of_its_original_or_the_centre(
+    tmp_path, monkeypatch, capsys, faces, top, left, side
+):
+    detections = iter([faces] * 15 + [[[0, 0, 20, 20]]] * 60)
+    monkeypatch.setattr(data, "detect_faces", lambda picture: next(detections))
+    prepare(identity(tmp_path, H264), size=32, cache=tmp_path)
+    windows = [frame[top : top + side, left : left + side] for frame in decode(H264)]
+    expected = [cv2.resize(w, (36, 36), interpolation=cv2.INTER_AREA)[..., ::-1] for w in windows]
+    files = list(tmp_path.rglob("*.npy"))
+    assert len(files) == 5 and all(np.array_equal(np.load(file), expected) for file in files)
+    assert ("no face in" in capsys.readouterr().err) == (faces == [])
 
 
-def test_training_windows_are_cut_from_frames_that_were_resized_once(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.v2, "ColorJitter", lambda *_: torch.nn.Identity())
-    videos, cut = five_times(tmp_path, odd / "whole.mkv"), []
-    frames = np.stack(sequential(odd / "whole.mkv"))[:, :, 6:42, ::-1]  # 36 x 36: 9/8 of 32
-    windows = np.lib.stride_tricks.sliding_window_view(frames, (32, 32), axis=(1, 2))
-    for seed, step in product(range(20), (1, -1)):
-        first = videos[0, seed][0][:, 0].numpy()[..., ::step]  # or its mirror image
-        cut += [(step, *place) for _, *place in np.argwhere((windows == first).all((3, 4, 5)))]
-    assert len(cut) == 20 and {step for step, _, _ in cut} == {1, -1}
-    assert {top for _, top, _ in cut} == {left for _, _, left in cut} == set(range(5))
-
-
-@pytest.mark.parametrize("face, top, left", [((30, 4, 12, 12), 1, 27), ((40, 30, 9, 12), 18, 30)])
-def test_all_videos_of_an_identity_show_the_square_around_one_face(odd, tmp_path, face, top, left):
-    faces = {SPLITS["test"][0]: face, SPLITS["test"][1]: (0, 0, 12, 12)}
-    videos = five_times(tmp_path, odd / "whole.mkv", "test", size=16, faces=faces)
-    expected = sequential(odd / "whole.mkv")[8][top + 1 : top + 17, left + 1 : left + 17, ::-1]
-    assert all(np.array_equal(videos[i][0][0, :, 0].permute(1, 2, 0), expected) for i in range(5))
-
-
-def test_the_cache_tells_sizes_faces_and_replaced_files_apart(odd, tmp_path):
-    whole, face = odd / "whole.mkv", {SPLITS["test"][0]: (4, 4, 20, 20)}
-    for video, size, faces in product((whole, odd / "cut.mkv"), (32, 40), (None, face)):
-        data.fingerprint.cache_clear()  # a process does not expect that a video is replaced
-        fresh, cached = [
-            five_times(tmp_path, video, "test", size=size, faces=faces, cache=cache)[0]
-            for cache in (None, tmp_path / "cache")
-        ]
-        assert torch.equal(fresh[0], cached[0])
-
-
-def test_with_a_full_cache_nothing_is_decoded(odd, tmp_path, monkeypatch):
-    videos = five_times(tmp_path, odd / "whole.mkv", "test", cache=tmp_path / "cache")
-    expected = videos[0][0]
-    monkeypatch.setattr(cv2, "VideoCapture", None)
-    assert torch.equal(videos[0][0], expected)
-
-
-def test_an_unreadable_video_is_named_and_leaves_nothing_in_the_cache(tmp_path):
-    (tmp_path / "half.mp4").write_bytes(b"half a download")
-    for split, cache in product(("train", "test"), (None, tmp_path / "cache")):
-        videos = five_times(tmp_path, tmp_path / "half.mp4", split, cache=cache)
-        with pytest.raises(UnreadableVideo, match=f"{SPLITS[split][0]}.mp4"):
-            videos[(0, 1) if split == "train" else 0]
-    assert not list(tmp_path.glob("cache/*"))
-
-
-def test_a_seed_decides_an_item_and_leaves_the_random_state_alone(odd, tmp_path):
-    videos = five_times(tmp_path, odd / "whole.mkv")
-    before = torch.get_rng_state()
-    assert torch.equal(videos[0, 1][0], videos[0, 1][0])
-    assert not torch.equal(videos[0, 1][0], videos[0, 2][0])
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_each_fake_comes_once_per_epoch_next_to_its_own_original(tree):
-    videos = FFPP(tree, "train", "NT")
-    batches = EpochBatches(videos, 14, seed=1)
-    epochs = []
-    for batches.epoch in (0, 1, 0):
-        epochs.append([draw for batch in batches for draw in batch])
-        targets = [videos.videos[index][2] for index, _ in epochs[-1]]
-        assert targets[::2] == targets[1::2] and len(batches) == 308
-        assert [videos.binary[index] for index, _ in epochs[-1]] == [1, 0] * 2156  # 2160 fakes
-        assert len({index for index, _ in epochs[-1][::2]}) == 2156
-    assert epochs[0] == epochs[2] != epochs[1]
-
-
-def test_the_shares_of_the_ranks_are_whole_pairs_that_join_to_one_batch(tree):
-    videos = FFPP(tree, "train", "NT")
-    shares = [list(EpochBatches(videos, 16, 3, rank, ranks=4)) for rank in range(4)]
-    for batch, *parts in zip(EpochBatches(videos, 16, 3), *shares, strict=True):
-        assert batch == [draw for part in parts for draw in part]
-        for part in parts:
-            assert [videos.binary[index] for index, _ in part] == [1, 0, 1, 0]
-
-
-def test_own_videos_get_the_face_in_the_middle_of_each_clip(tmp_path):
-    left, empty, right = scene((120, 10, 20)), scene(), scene((120, 170, 20))
-    pictures = [empty] * 4 + [left] * 3 + [empty] * 4 + [right] * 4 + [empty] * 3
-    pictures = [np.maximum(picture, 3 * number) for number, picture in enumerate(pictures)]
-    walk = write(tmp_path / "walk.mkv", pictures)
-    clips = read_video(walk, 6, 32, clips=3)  # of frames 2 to 7, 6 to 11 and 10 to 15
-    assert clips.shape == (2, 3, 6, 32, 32)  # the middle one shows no face
-    assert (clips[:, :, 3].float().std(dim=(1, 2, 3)) > 20).all()  # the wall is grey
-
-
-def test_clips_that_do_not_change_are_left_out(tmp_path):
-    write(tmp_path / "half.mkv", changing(1) * 8 + changing(8))
-    clips = read_video(tmp_path / "half.mkv", 8, 32, clips=4, crop="frame")
-    assert len(clips) == 3 and all(map(data.changes, clips.transpose(1, 2)))
-
-
-@pytest.mark.parametrize("frames", [1, 8])
-def test_a_video_that_never_changes_is_unreadable_everywhere(tmp_path, frames):
-    still = write(tmp_path / "still.mkv", changing(1) * 16)
-    with pytest.raises(UnreadableVideo, match="still.mkv.*do not change"):
-        read_video(still, frames, 32, clips=4, crop="frame")
-    for split, cache in product(("train", "test"), (None, tmp_path / "cache")):
-        videos = five_times(tmp_path, still, split, frames=8, cache=cache)
-        with pytest.raises(UnreadableVideo, match=f"{SPLITS[split][0]}.mkv.*do not change"):
-            videos[(0, 1) if split == "train" else 0]
-
-
-def test_a_clip_that_does_not_change_is_trained_on_if_its_video_does(tmp_path):
-    late = write(tmp_path / "late.mkv", changing(1) * 30 + changing(2))
-    videos = five_times(tmp_path, late, augment=False)
-    assert any(not data.changes(videos[0, seed][0].transpose(0, 1)) for seed in range(9))
-
-
-def test_the_largest_face_that_several_pictures_agree_on_is_chosen():
-    alone = data.detect_faces(scene((80, 200, 20)))
-    both = data.detect_faces(scene((180, 0, 0), (80, 200, 20)))  # surer of the smaller one
-    for detections in ([both], [both] * 2, [alone, both, both]):
-        left, _, width, _ = data.agreed_face(detections)
-        assert left < 100 and width > 60
-    assert data.agreed_face([alone, alone, both])[0] > 200
+def test_the_largest_face_on_which_two_pictures_agree_is_chosen():
+    small, large, once = [10, 10, 40, 40], [80, 10, 60, 60], [0, 0, 150, 150]
+    assert data.agreed_face([[small, large, once], [small, large]]) == large
+    assert data.agreed_face([[small], [large]]) == large
     assert data.agreed_face([[], []]) is None
 
 
@@ -321,109 +218,282 @@ def test_a_face_box_is_the_hull_of_a_moving_face_and_no_others():
     assert data.agreed_face([*moving, [[300, 50, 100, 100]]]) == [100, 50, 110, 100]
 
 
-def test_face_boxes_are_found_again_for_a_copy_and_not_for_a_replaced_video(tmp_path, monkeypatch):
-    videos = {name: tmp_path / f"{name}.mkv" for name in ("one", "two", "broken")}
-    write(videos["one"], [scene((120, 10, 20)), scene((120, 12, 20))] * 8)
-    write(videos["two"], [scene((150, 10, 20), (90, 190, 20)), scene((150, 12, 20))] * 8)
-    videos["broken"].write_bytes(b"half a download")
-    first = data.find_faces(videos, tmp_path)
-    assert first.keys() == {"one", "two"} and first["one"][0] < 75 and first["two"][0] < 75
-
-    monkeypatch.setattr(data, "agreed_face", lambda detections: [len(detections), 0, 9, 9])
-    (tmp_path / "copy").mkdir()
-    copy = Path(shutil.copy(videos["one"], tmp_path / "copy"))
-    assert data.find_faces({"one": copy}, tmp_path)["one"] == first["one"]
-
-    write(videos["one"], [scene(), scene((20, 10, 20))] * 8)
-    data.fingerprint.cache_clear()
-    second = data.find_faces({name: videos[name] for name in first}, tmp_path)
-    assert second == {"one": [15, 0, 9, 9], "two": first["two"]}
+def test_for_single_frames_64_evenly_spaced_ones_are_kept(tmp_path):
+    video = write(tmp_path / "video.mkv", changing(100))
+    prepare(identity(tmp_path, video), cache=tmp_path, frames=1, **SETTINGS)
+    pictures = [data.crop_frame(frame, None, 32) for frame in decode(video)]
+    expected = [pictures[int((i + 0.5) / 64 * 100)] for i in range(64)]
+    assert np.array_equal(np.load(next(tmp_path.rglob("*.npy"))), expected)
 
 
-@pytest.mark.parametrize("damage", [0, 100, 1000])
-def test_a_damaged_cache_file_is_made_again(odd, tmp_path, damage):
-    videos = five_times(tmp_path, odd / "whole.mkv", "test", cache=tmp_path / "cache")
-    expected = videos[0][0]
-    file = next((tmp_path / "cache").iterdir())
-    file.write_bytes(file.read_bytes()[:damage])  # empty, half a header, half the data
-    assert torch.equal(videos[0][0], expected)
+def test_the_name_of_crops_holds_all_that_decides_them(tmp_path):
+    identity(tmp_path, H264)
+
+    def name(crop="face", size=64, frames=32):
+        crops = data.list_crops(tmp_path, "c23", crop, size, "cache", ["953"], frames)
+        return next(file for _, name, _, file in crops if name == "DF")
+
+    names = {name(), name(crop="frame"), name(size=65), name(frames=1)}
+    for path in ("original/953.mp4", "Deepfakes/953_974.mp4"):
+        for content in (b"other", b"bytes", b"longer"):
+            (tmp_path / path).write_bytes(content)
+            names.add(name())
+    assert len(names) == 10
 
 
-def test_the_fakes_of_an_unreadable_original_are_unreadable_and_training_does_not_start(tmp_path):
-    place = {"data": tmp_path, "cache": None}
-    config = {"crop": "face", "place": place, "compression": "c23", "holdout": "DF"}
-    config |= {"frames": 8, "size": 32, "clips": 2, "still": False}
-    for folder in KAGGLE.values():
-        (tmp_path / folder).mkdir()
-        for split in ("train", "test"):
-            write(tmp_path / folder / f"{SPLITS[split][0]}.avi", changing(20), "MJPG")
-            (tmp_path / "original" / f"{SPLITS[split][0]}.avi").write_bytes(b"half")
-    with pytest.raises(UnreadableVideo, match="original.001.avi"):
-        data.make_dataset(config, "train")
-    for item in data.WholeVideos(data.make_dataset(config, "test")):
-        assert SPLITS["test"][0] in item[1]
+def test_what_is_there_is_kept_and_only_the_rest_decoded(tmp_path, opened):
+    prepare(identity(tmp_path, H264), cache=tmp_path, **SETTINGS)
+    next(tmp_path.rglob("Deepfakes/*.npy")).unlink()
+    opened.clear()
+    prepare(tmp_path, cache=tmp_path, **SETTINGS)
+    assert {Path(path).parent.name for path in opened} == {"original", "Deepfakes"}
+    opened.clear()
+    prepare(tmp_path, cache=tmp_path, **SETTINGS)
+    assert not opened and len(contents(tmp_path)) == 5
 
 
-@pytest.mark.parametrize("turn, shape", [(0, (480, 480, 3)), (90, (640, 360, 3))])
-def test_pixels_are_made_square_also_in_a_turned_picture(turn, shape):
-    class Capture:
-        properties = {cv2.CAP_PROP_SAR_NUM: 4, cv2.CAP_PROP_SAR_DEN: 3}
-        properties[cv2.CAP_PROP_ORIENTATION_META] = turn
-        frames = [np.zeros((480, 360, 3), np.uint8)]  # as OpenCV gives it, turned already
-
-        def get(self, name):
-            return self.properties[name]
-
-        def read(self):
-            return (True, self.frames.pop()) if self.frames else (False, None)
-
-    assert [frame.shape for frame in data.walk(Capture())] == [shape]
+def test_broken_videos_are_listed_once_all_others_are_prepared(tmp_path, broken, damaged):
+    small = write(tmp_path / "small.mkv", changing(9))
+    cases = [*broken, ("its picture is of another size", small), ("can be decoded", damaged)]
+    for number, (_, video) in enumerate(cases):
+        root = identity(tmp_path, H264, f"00{number}")
+        shutil.copy(video, root / f"Deepfakes/00{number}_974.mp4")
+    with pytest.raises(ValueError) as error:
+        prepare(tmp_path, cache=tmp_path, **SETTINGS)
+    lines = str(error.value).splitlines()[1:]
+    for number, (line, (reason, _)) in enumerate(zip(lines, cases, strict=True)):
+        assert f"00{number}_974.mp4" in line and reason in line
+    assert len(contents(tmp_path)) == 4 * len(cases)
 
 
-def check(folder, capsys):
-    """(status, {heading: names}) of `python data.py folder`."""
-    with pytest.raises(SystemExit) as stop:
-        data.main([str(folder), "--cache", str(folder)])
-    headings = {}
-    for part in capsys.readouterr().out.split("\n\n")[1:]:
-        heading, *paths = part.splitlines()
-        headings[heading.rpartition(":")[0]] = {Path(path.strip()).stem for path in paths}
-    return stop.value.code, headings
+def test_the_fakes_of_a_broken_original_are_neither_prepared_nor_read(
+    tmp_path, broken, damaged, opened
+):
+    videos = [damaged, *[path for _, path in broken]]
+    for number, video in enumerate(videos):
+        shutil.copy(video, identity(tmp_path, H264, f"00{number}") / f"original/00{number}.mp4")
+    opened.clear()
+    with pytest.raises(ValueError, match=r"replace them \(5\)"):
+        prepare(tmp_path, cache=tmp_path, **SETTINGS)
+    assert len(set(opened)) == len(videos) and not contents(tmp_path)
 
 
-def test_the_check_names_what_is_wrong_with_a_dataset_and_keeps_the_faces(odd, tmp_path, capsys):
-    for folder in ("original", "Deepfakes"):
-        (tmp_path / folder).mkdir()
-    good = [scene((120, 10, 20)), scene((120, 12, 20))] * 10
-    write(tmp_path / "original/000.avi", good, "MJPG")
-    assert check(tmp_path, capsys) == (0, {})
-
-    kept = data.find_faces({"000": tmp_path / "original/000.avi"}, tmp_path)
-    assert (tmp_path / "faces.json").read_text().count("000.avi") == 1 and kept["000"][0] < 75
-    write(tmp_path / "original/001.avi", changing(20), "MJPG")
-    write(tmp_path / "original/002.avi", [scene((90, 9, 20), (90, 190, 20)), scene()] * 9, "MJPG")
-    write(tmp_path / "Deepfakes/003.mkv", changing(1) * 16)
-    shutil.copy(odd / "cut.mkv", tmp_path / "Deepfakes/004.mkv")
-    (tmp_path / "Deepfakes/005.mp4").write_bytes(b"half a download")
-    status, headings = check(tmp_path, capsys)
-    assert status == 1 and headings == {
-        "original with no face": {"001"},
-        "original with several faces": {"002"},
-        data.NEVER_CHANGES: {"003"},
-        "ends before the length in its header": {"004"},
-        data.CANNOT_BE_READ: {"005"},
-    }
+@LINUX
+def test_a_name_that_is_not_utf_8_is_refused_and_crashes_nothing(tmp_path):
+    root = identity(tmp_path / os.fsdecode(b"\xff"), H264)
+    with pytest.raises(ValueError, match="953.mp4: its name or folder is not UTF-8"):
+        prepare(root, cache=tmp_path, **SETTINGS)
 
 
-@pytest.mark.parametrize("wrong", [{"crop": "centre"}, {"frames": 0}, {"size": 0}, {"clips": 0}])
-def test_impossible_arguments_of_read_video_are_value_errors(wrong):
-    with pytest.raises(ValueError):
-        read_video(H264, **{"frames": 8, "size": 32, "clips": 2, "crop": "frame", **wrong})
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root and Windows may read it")
+def test_a_video_without_permission_is_listed(tmp_path):
+    (identity(tmp_path, H264) / "Deepfakes/953_974.mp4").chmod(0)
+    with pytest.raises(ValueError, match="953_974.mp4 .*cannot be read"):
+        prepare(tmp_path, cache=tmp_path, **SETTINGS)
 
 
-def test_still_clips_show_their_middle_frame_all_the_time(toy):
-    settings = {"frames": 8, "size": 32, "augment": False}
+# --- What happens meanwhile ----------------------------------------------------------------------
+
+
+def meet(fault):
+    """np.save from now on: takes its time, and the third call writes half a file into a fault."""
+    whole = np.save
+    calls = itertools.count(1)
+
+    def save(out, crops):
+        time.sleep(0.2)
+        if next(calls) == 3:
+            out.write(b"half")
+            out.flush()
+            fault()
+            out.seek(0)
+        whole(out, crops)
+
+    return save
+
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def kill_9():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def prepare_until_killed(*args):
+    np.save = meet(kill_9)
+    prepare(*args)
+
+
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        (full_disk, r"\.npy cannot be written: No space left on device"),
+        pytest.param(
+            ctrl_c, "^$", marks=pytest.mark.skipif(os.name == "nt", reason="no such signal")
+        ),
+    ],
+)
+def test_a_fault_ends_it_soon_and_keeps_what_is_whole(
+    toy, cache, tmp_path, monkeypatch, opened, fault, sentence
+):
+    monkeypatch.setattr(data, "cpu_count", lambda: 2)
+    monkeypatch.setattr(np, "save", meet(fault))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    with pytest.raises((OSError, KeyboardInterrupt), match=sentence):
+        prepare(toy / "toy_ffpp", cache=tmp_path, **SETTINGS)
+    assert len(set(opened)) < 10 and not list(tmp_path.rglob("*.part"))
+    assert contents(tmp_path) and contents(tmp_path).items() <= contents(cache).items()
+
+
+def test_a_cache_that_cannot_be_written_is_named(toy):
+    with pytest.raises(OSError, match="TOY.txt.* cannot be written"):
+        prepare(toy / "toy_ffpp", cache=toy / "toy_ffpp/TOY.txt", **SETTINGS)
+
+
+@LINUX
+def test_after_kill_9_it_goes_on_with_what_is_whole(toy, cache, tmp_path):
+    args = (toy / "toy_ffpp", "c23", "frame", 32, tmp_path)
+    process = get_context("fork").Process(target=prepare_until_killed, args=args)
+    process.start()
+    process.join(60)
+    kept = contents(tmp_path)
+    assert process.exitcode == -signal.SIGKILL
+    assert kept and kept.items() <= contents(cache).items()
+    prepare(*args)
+    assert contents(tmp_path) == contents(cache)
+
+
+def prepare_together(barrier, *args):
+    barrier.wait()
+    prepare(*args)
+
+
+@LINUX
+def test_two_processes_may_prepare_into_one_cache(toy, cache, tmp_path):
+    fork = get_context("fork")
+    args = (fork.Barrier(2), toy / "toy_ffpp", "c23", "frame", 32, tmp_path)
+    processes = [fork.Process(target=prepare_together, args=args) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert contents(tmp_path) == contents(cache)
+
+
+# --- Clips ---------------------------------------------------------------------------------------
+
+
+def centre(crops):
+    """The window (3, n, 32, 32) of crops (n, 36, 36, 3)."""
+    return np.load(crops)[:, 2:34, 2:34].transpose(3, 0, 1, 2)
+
+
+def test_evaluation_clips_lie_evenly_and_show_the_centre(videos):
+    found = videos("test", "DF")
+    clips, binary, multi = found[4]
+    expected = [centre(found.files[4])[:, start : start + 8] for start in (1, 4, 7)]  # of 0 to 8
+    assert np.array_equal(clips, expected) and (binary, multi) == (1, -1)
+
+
+def test_a_short_video_stays_on_its_last_frame(videos):
+    short = videos("test", "DF", frames=20)[0][0]
+    assert torch.equal(short[:, :, 15:], short[:, :, 15:16].expand(-1, -1, 5, -1, -1))
+    assert not torch.equal(short[:, :, 14], short[:, :, 15])
+
+
+def test_training_clips_start_anywhere(videos):
+    found = videos("train", "DF", augment=False)
+    known = [centre(found.files[0])[:, start : start + 8].tobytes() for start in range(9)]
+    starts = {known.index(found[0, seed][0].numpy().tobytes()) for seed in range(80)}
+    assert starts == set(range(9))
+
+
+def test_a_seed_decides_an_item_and_leaves_the_random_state_alone(videos):
+    found = videos("train", "DF")
+    before = torch.get_rng_state()
+    assert torch.equal(found[0, 1][0], found[0, 1][0])
+    assert not torch.equal(found[0, 1][0], found[0, 2][0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_augmentation_is_drawn_once_per_clip(videos):
+    clips = [videos("train", "DF", frames=40)[0, seed][0][:, 15:] for seed in range(12)]
+    assert all(torch.equal(clip, clip[:, :1].expand_as(clip)) for clip in clips)
+    assert len({clip.float().mean().item() for clip in clips}) == 12
+
+
+def test_still_clips_show_their_middle_frame_all_the_time(videos):
     for split, item in (("train", (0, 7)), ("test", 0)):
-        moving = FFPP(toy / "toy_ffpp", split, "DF", **settings)[item][0]
-        still = FFPP(toy / "toy_ffpp", split, "DF", still=True, **settings)[item][0]
+        moving = videos(split, "DF")[item][0]
+        still = videos(split, "DF", still=True)[item][0]
         assert torch.equal(still, moving[..., [4] * 8, :, :])
+
+
+def test_each_fake_comes_once_per_epoch_next_to_its_own_original(videos):
+    found = videos("train", "NT")
+    indices = [index for batch in EpochBatches(found, 4) for index, _ in batch]
+    assert sorted(indices[::2]) == [index for index, fake in enumerate(found.binary) if fake]
+    for fake, original in zip(indices[::2], indices[1::2]):
+        assert found.videos[original][1:] == ("original", found.videos[fake][2])
+
+
+def test_seed_and_epoch_decide_the_batches(videos):
+    batches = EpochBatches(videos("train", "NT"), 4, seed=1)
+    epochs = []
+    for batches.epoch in (0, 1, 0):
+        epochs.append(list(batches))
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_the_shares_of_the_ranks_are_whole_pairs_that_join_to_one_batch(videos):
+    found = videos("train", "NT")
+    shares = [list(EpochBatches(found, 8, 3, rank, ranks=2)) for rank in range(2)]
+    for batch, *parts in zip(EpochBatches(found, 8, 3), *shares, strict=True):
+        assert batch == parts[0] + parts[1]
+        assert [found.binary[index] for index, _ in parts[1]] == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("batch_size, ranks", [(7, 1), (6, 2), (38, 1)])
+def test_a_batch_that_cannot_be_shared_or_filled_is_refused(videos, batch_size, ranks):
+    with pytest.raises(ValueError, match="--batch-size"):
+        EpochBatches(videos("train", "NT"), batch_size, ranks=ranks)
+
+
+# --- Your own videos -----------------------------------------------------------------------------
+
+
+def test_own_videos_get_the_face_in_the_middle_of_each_clip(tmp_path):
+    left, empty, right = scene(10), scene(), scene(170)
+    pictures = [empty] * 4 + [left] * 3 + [empty] * 4 + [right] * 4 + [empty] * 3
+    pictures = [np.maximum(picture, 3 * number) for number, picture in enumerate(pictures)]
+    clips = read_video(write(tmp_path / "walk.mkv", pictures), 6, 32, clips=3)
+    assert clips.shape == (2, 3, 6, 32, 32)  # of frames 2 to 7 and 10 to 15; 6 to 11: no face
+    assert (clips[:, :, 3].float().std(dim=(1, 2, 3)) > 20).all()  # the wall is grey
+
+
+def test_a_video_without_a_face_is_refused(tmp_path):
+    walls = write(tmp_path / "walls.mkv", [scene(), scene() + np.uint8(9)])
+    with pytest.raises(ValueError, match="walls.mkv: no clip shows a face"):
+        read_video(walls, 1, 32, clips=2)
+
+
+def test_own_videos_are_read_as_evaluation_reads_ffpp(toy, videos):
+    path = data.list_videos(toy / "toy_ffpp")["original"]["953"]
+    assert torch.equal(read_video(path, 8, clips=3, **SETTINGS), videos("test", "DF")[0][0])
+
+
+def test_no_two_clips_of_an_own_video_start_at_the_same_frame():
+    for frames, clips in ((59, 2), (60, 1), (99, 1)):
+        assert len(read_video(H264, frames, clips=8, **SETTINGS)) == clips
+
+
+def test_an_own_video_that_is_broken_is_refused_with_the_reason(broken):
+    for reason, path in broken:
+        with pytest.raises(ValueError, match=f"{path.name}.*{reason}"):
+            read_video(path, 8, clips=3, **SETTINGS)

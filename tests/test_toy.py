@@ -63,7 +63,7 @@ def test_the_same_version_is_kept_another_is_replaced_and_any_other_folder_refus
 
 
 def test_one_frames_shade_has_the_same_law_in_all_five_classes():
-    count = 2000
+    count = 1000
     shades = {}
     for name in FOLDERS:
         rng = np.random.default_rng(0 if name == "original" else [1, *name.encode()])

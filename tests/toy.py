@@ -16,6 +16,7 @@ adds is drawn per file, whatever the class.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -292,7 +293,10 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
     with temporary as folder:  # gone after Ctrl-C or an error, too
         new = Path(folder) / "new"
         jobs = [(new, group[i], group[i ^ 1]) for group in ids for i in range(len(group))]
-        with ProcessPoolExecutor(processes or min(os.cpu_count(), 8)) as pool:
+        count = processes or min(os.cpu_count(), 8)
+        # Ctrl-C is for the main process: workers that took it, too, could hang at the end.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(count, initializer=signal.signal, initargs=ignore) as pool:
             for done, _ in enumerate(pool.map(write_identity, jobs, chunksize=4), 1):
                 if done % 20 == 0 or done == len(jobs):
                     print(f"drawing the toy FF++: {done}/{len(jobs)} identities", file=sys.stderr)
@@ -302,3 +306,17 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
             if root.exists():
                 root.replace(Path(folder) / "old")
             new.replace(root)
+
+
+def draw_picture(path):
+    """The README's picture: five frames of an original and of its four fakes."""
+    rows = []
+    for name, video in draw_identity("953", "974").items():
+        label = np.full((SIZE, 64, 3), 255, np.uint8)
+        cv2.putText(label, name, (2, 32), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0, 1, cv2.LINE_AA)
+        rows.append(np.concatenate([label, *video[:5]], axis=1))
+    cv2.imwrite(str(path), np.concatenate(rows))
+
+
+if __name__ == "__main__":
+    draw_picture(".github/toy.png")

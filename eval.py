@@ -53,6 +53,7 @@ PAPER = {  # accuracy in % with DF, F2F, FS, NT held out (Table 2); average as T
     "dfdc_winner": ("DFDC Winner", 85.71, 72.86, 51.07, 60.00, 67.41),
 }
 # fmt: on
+LOSSES = "bin_ce bin_contrast multi_ce multi_contrast".split()
 PLACE = "data cache workers device out torch".split()  # where and on what a run took place
 TITLES = {  # lines of the report
     "accuracy": "accuracy",
@@ -502,8 +503,9 @@ def table(folder):
 
     configs = [run["config"] for run in runs]
     names = {name for config in configs for name in differences(config, configs[0])}
-    names -= {"case", "mode", "holdout", "seed"}
-    lines.append(f"\nSettings that differ between rows: {', '.join(sorted(names)) or 'none'}")
+    names -= {"holdout", "seed", "mode", "case", "still", "init", *LOSSES}
+    if names:
+        lines.append(f"\nOther settings that differ between rows: {', '.join(sorted(names))}")
     return "\n".join(lines), left_out
 
 

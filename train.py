@@ -43,6 +43,7 @@ from data import (
 )
 from eval import (
     FORMAT,
+    LOSSES,
     differences,
     evaluate,
     existing_device,
@@ -358,7 +359,7 @@ def case_name(args, parser):
     """The mode, and those of the flags below that were set to another value than the mode's or the
     toy's (`parse` has made these the parser's defaults). A case is a row of the table."""
     parts = [args.mode]
-    for name in ("init", "bin_ce", "bin_contrast", "multi_ce", "multi_contrast", "still"):
+    for name in ("init", *LOSSES, "still"):
         value = getattr(args, name)
         if value == parser.get_default(name):
             continue

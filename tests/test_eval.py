@@ -353,7 +353,7 @@ def test_rows_are_the_papers_in_its_order_then_cases_that_were_added(tmp_path):
     for case in ("bin_ce_still", "dfdc_winner", "a_new_loss", "bin_ce"):
         fake_run(tmp_path / case, case, "DF", size=len(case))  # rows may differ in their settings
     text, _ = evaluation.table(tmp_path)
-    assert text.endswith("Settings that differ between rows: size")
+    assert text.endswith("Other settings that differ between rows: size")
     assert list(cells(text)) == ["Binary CE", "DFDC Winner", "a_new_loss", "bin_ce_still"]
 
 

@@ -559,8 +559,8 @@ def open_splits(settings, splits):
     prepare(root, ids=ids, **shared)
 
     holdout = settings["holdout"]
-    more = {"clips": settings["clips"], "still": settings["still"], **shared}
-    return {split: FFPP(root, split, holdout, **more) for split in splits}
+    shared |= {"clips": settings["clips"], "still": settings["still"]}
+    return {split: FFPP(root, split, holdout, **shared) for split in splits}
 
 
 # --- Your own videos -----------------------------------------------------------------------------

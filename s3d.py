@@ -234,23 +234,23 @@ def load_pretrained(model, source):
 
     weights = tensors  # an S3D of this file names them as they are
     for prefix, (statistics, eps) in FORMATS.items():
-        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if found:
-            # CoCLR saves every tensor twice, the second time below block1 ... block5.
-            found = {key: value for key, value in found.items() if not key.startswith("block")}
-            weights = {own_name(key, layers): value for key, value in found.items()}
+        theirs = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        # CoCLR saves every tensor twice, the second time below block1 ... block5.
+        theirs = {key: value for key, value in theirs.items() if not key.startswith("block")}
+        if theirs:
+            weights = {own_name(key, layers): value for key, value in theirs.items()}
             weights["mean"], weights["std"] = torch.tensor(statistics).view(2, 1, 3, 1, 1, 1)
             weights["eps"] = torch.tensor(eps)
             weights["repeat_ends"] = torch.tensor(False)
 
     needed = model.state_dict()
     for name in sorted(weights.keys() | needed.keys()):
-        theirs = getattr(weights.get(name), "shape", "missing")
-        ours = getattr(needed.get(name), "shape", "missing")
-        if theirs != ours:
+        there = getattr(weights.get(name), "shape", "missing")
+        here = getattr(needed.get(name), "shape", "missing")
+        if there != here:
             raise ValueError(
-                f"{source} does not fit this S3D, nothing was loaded: {name} is {theirs} in the "
-                f"file, {ours} in the model"
+                f"{source} does not fit this S3D, nothing was loaded: {name} is {there} in the "
+                f"file, {here} in the model"
             )
     model.load_state_dict(weights)
     print(f"S3D: loaded {source}")
@@ -280,6 +280,7 @@ def read_checkpoint(source):
                 torch.hub.download_url_to_file(source, file)
         except OSError as error:
             advice += f" ({error})"
+
     if not file.is_file():
         raise FileNotFoundError(f"there are no weights at {file}: {advice}")
     try:

@@ -120,7 +120,7 @@ def test_what_lies_beyond_a_clips_ends_travels_with_the_weights():
     trained, loaded = S3D(0.1, repeat_ends=True).eval(), S3D(0.1).eval()
     loaded.load_state_dict(trained.state_dict())
     clip = torch.rand(1, 3, 8, 32, 32)
-    torch.testing.assert_close(loaded(clip), trained(clip))
+    torch.testing.assert_close(loaded(clip), trained(clip), rtol=1e-4, atol=0)
 
 
 def test_eps_and_input_statistics_travel_with_the_weights_and_momentum_stays(theirs, tmp_path):

@@ -485,7 +485,8 @@ def table(folder):
         except ValueError as error:
             left_out.append(str(error))
     if not runs:
-        raise FileNotFoundError(f"--table {folder}: no */results.json that fits in it")
+        reason = left_out[0] if left_out else "none is there"
+        raise FileNotFoundError(f"--table {folder}: no */results.json to show ({reason})")
     refuse_different_runs(runs)
 
     toy = runs[0]["config"]["toy"]

@@ -607,6 +607,7 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if args.prepare:
+            args.holdout = "none"  # all classes, in all splits
             prepare_videos(args)
         else:
             train(args)

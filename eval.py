@@ -595,11 +595,11 @@ def test_own_videos(args, encoder, classifier, config, out):
     if "metrics" in results:
         print(report(results))
     else:  # --video, or one side of the test has nothing left
-        toy = ", and one of a TOY" if config["toy"] else ""
+        toy = ", trained or tested on a TOY" if config["toy"] else ""
         for video in videos:
             count = f"from {len(video['clips'])} of {config['clips']} clips"
             print(f"{video['path']}: fake score {video['score']:.3f}, {count}")
-        print(f"The score of a research model{toy} is no verdict, least of all from few clips")
+        print(f"A research model{toy}: its score is no verdict, least of all from few clips")
     save(results, out / "results.json")
     if args.pictures and videos:
         rows = [(video, read_own_video(video["path"], config)) for video in videos[:20]]

@@ -190,8 +190,9 @@ def cut_clip(pictures, start, frames):
 
 def open_video(path):
     """OpenCV's reader. Raises ValueError for a name at which OpenCV would crash."""
+    name = os.path.abspath(path)  # FFmpeg takes a leading "a:" for a protocol
     try:
-        name = os.path.abspath(path).encode().decode()
+        name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{path}: its name or folder is not UTF-8, rename it") from None
     # One thread each, because many videos are read at once.
@@ -240,7 +241,7 @@ def detect_faces(picture):
 
 
 def largest(faces):
-    """The largest face [x, y, w, h], because FF++ manipulates that one; None if there is none."""
+    """The largest face [x, y, w, h] (FF++ manipulates that one); None if there is none."""
     return max(faces, key=lambda face: face[2] * face[3], default=None)
 
 
@@ -282,7 +283,7 @@ def crop_frame(frame, face, size):
 
 
 def fingerprint(path):
-    """A file's size and a checksum of its start: another file of the same name has another."""
+    """A file's size and a checksum of its start: another file of its name hardly has the same."""
     try:
         with open(path, "rb") as file:
             return f"{path.stat().st_size}-{zlib.crc32(file.read(2**16)):08x}"
@@ -375,10 +376,10 @@ def prepare_identity(videos, crop, size, frames, stop):
 
 def find_face(original, crop):
     """(face, or None for the centre; shape of a picture) of an original. Raises ValueError."""
-    shapes = [frame.shape for frame in read_frames(original)]
     if crop == "frame":
-        return None, shapes[0]
+        return None, next(read_frames(original)).shape
 
+    shapes = [frame.shape for frame in read_frames(original)]
     places = clip_starts(len(shapes), 1, evenly(FACE_FRAMES))
     detections = []
     for place, frame in enumerate(read_frames(original)):
@@ -400,7 +401,9 @@ def crop_video(path, face, shape, size, frames):
     crops = []
     for place, frame in enumerate(read_frames(path)):
         if frame.shape != shape:  # the original's box would mark the class
-            raise ValueError(f"{path}: its picture is of another size than its original's")
+            raise ValueError(
+                f"{path}: its picture is of another size than its original's, or changes"
+            )
         if kept is None or place in kept:
             crops.append(crop_frame(frame, face, size))
 

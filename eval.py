@@ -213,7 +213,7 @@ def measure(videos, score="score"):
 
 
 def tested(results):
-    """The originals and held-out fakes."""
+    """The originals and the fakes that are no seen manipulation."""
     return [video for video in results["videos"] if video["class"] not in results["seen"]]
 
 
@@ -312,7 +312,7 @@ def load(path):
     except Exception:  # a damaged file can raise anything
         raise ValueError(f"{path} cannot be read, or was not written by train.py") from None
     if version != FORMAT:
-        raise ValueError(f"{path} is of format {version}, this version of train.py reads {FORMAT}")
+        raise ValueError(f"{path} is of format {version}; this version reads {FORMAT}")
     return content
 
 
@@ -441,24 +441,22 @@ def differences(config, other):
     return sorted(name for name in names if config[name] != other.get(name))
 
 
-def refuse_different_runs(runs):
-    """Raises ValueError unless all tests are of the same videos, and the runs of a row differ in
-    nothing but hold-out, seed and place."""
-    first_of_row = {}
+def check_row(runs):
+    """Raises ValueError if the runs of a row differ in more than hold-out, seed and place, or two
+    have the same hold-out and seed."""
+    first = runs[0]
     known = {}
     for run in runs:
         config = run["config"]
+        names = differences(config, first["config"])
+        names = [name for name in names if name not in ("holdout", "seed")]
+        if names:
+            raise ValueError(f"{first['path']} and {run['path']} differ in {', '.join(names)}")
+
         key = f"{config['case']} with {config['holdout']} held out, seed {config['seed']}"
         if key in known:
-            raise ValueError(f"{known[key]['path']} and {run['path']} are both {key}: keep one")
-        known[key] = run
-        if run["test"] != runs[0]["test"]:
-            raise ValueError(f"{run['path']} and {runs[0]['path']} tested different videos")
-
-        other = first_of_row.setdefault(config["case"], run)
-        names = [n for n in differences(config, other["config"]) if n not in ("holdout", "seed")]
-        if names:
-            raise ValueError(f"{other['path']} and {run['path']} differ in {', '.join(names)}")
+            raise ValueError(f"{known[key]} and {run['path']} are both {key}: keep one")
+        known[key] = run["path"]
 
 
 def by_holdout(runs, name):
@@ -487,7 +485,14 @@ def table(folder):
     if not runs:
         reason = left_out[0] if left_out else "none is there"
         raise FileNotFoundError(f"--table {folder}: no */results.json to show ({reason})")
-    refuse_different_runs(runs)
+
+    rows = {}
+    for run in runs:
+        rows.setdefault(run["config"]["case"], []).append(run)
+        if run["test"] != runs[0]["test"]:
+            raise ValueError(f"{run['path']} and {runs[0]['path']} tested different videos")
+    for row in rows.values():
+        check_row(row)
 
     toy = runs[0]["config"]["toy"]
     titles = ["Type of training", *MANIPULATIONS, *MEANS.values(), "not learned"]
@@ -497,10 +502,9 @@ def table(folder):
         f"| {' | '.join(titles)} |",
         "|---" * len(titles) + "|",
     ]
-    cases = {run["config"]["case"] for run in runs}
-    for case in [*PAPER, *sorted(cases - PAPER.keys())]:
-        if case in cases:
-            lines.append(table_row(case, [run for run in runs if run["config"]["case"] == case]))
+    for case in [*PAPER, *sorted(rows.keys() - PAPER.keys())]:
+        if case in rows:
+            lines.append(table_row(case, rows[case]))
 
     configs = [run["config"] for run in runs]
     names = {name for config in configs for name in differences(config, configs[0])}

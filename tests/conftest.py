@@ -2,6 +2,7 @@
 """What the tests share. Run `python -m pytest tests` in the root of the repository."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more would wait for each other in small networks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores Ctrl-C
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--epochs 2 --batch-size 4 --size 32 --width 0.125 --queue-size 20".split()  # seconds
 

@@ -343,7 +343,6 @@ def test_a_fault_ends_it_soon_and_keeps_what_is_whole(
 ):
     monkeypatch.setattr(data, "cpu_count", lambda: 2)
     monkeypatch.setattr(np, "save", meet(fault))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     with pytest.raises((OSError, KeyboardInterrupt), match=sentence):
         prepare(toy / "toy_ffpp", cache=tmp_path, **SETTINGS)
     assert len(set(opened)) < 10 and not list(tmp_path.rglob("*.part"))

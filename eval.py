@@ -247,9 +247,11 @@ def test(encoder, classifier, config, videos, device):
     return summarise(scored, config)
 
 
-def seen_mean(results, metric):
-    """The mean over the seen manipulations."""
-    return np.mean([measured[metric] for measured in results["seen"].values()])
+def seen_and_gap(results, metric):
+    """The mean of a metric over the seen manipulations, and its gap: how much worse it is on the
+    held-out one."""
+    mean = np.mean([measured[metric] for measured in results["seen"].values()])
+    return mean, mean - results["metrics"][metric]
 
 
 def report_line(title, accuracy, area, unit="%"):
@@ -277,13 +279,10 @@ def report(results):
     for name, seen in results["seen"].items():
         lines.append(report_line(f"{name}, seen", seen["accuracy"], seen["auc"]))
     if results["seen"]:
-        mean_accuracy = seen_mean(results, "accuracy")
-        mean_auc = seen_mean(results, "auc")
-        lines.append(report_line("mean of the seen", mean_accuracy, mean_auc))
-        # A positive gap: worse on the held-out manipulation.
-        gap = mean_accuracy - measured["accuracy"]
-        auc_gap = mean_auc - measured["auc"]
-        lines.append(report_line("gap to held-out", gap, auc_gap, "points"))
+        accuracy, accuracy_gap = seen_and_gap(results, "accuracy")
+        area, area_gap = seen_and_gap(results, "auc")
+        lines.append(report_line("mean of the seen", accuracy, area))
+        lines.append(report_line("gap to held-out", accuracy_gap, area_gap, "points"))
     if "still" in results:
         line = f"  {'without motion':18}AUC {100 * results['still']['auc']:.1f} % held-out"
         if "still_seen" in results:
@@ -425,10 +424,11 @@ def read_run(path):
     videos = sorted([video["class"], Path(video["path"]).name] for video in results["videos"])
     run["test"] = [run["config"]["toy"], *videos]
 
+    seen, gap = seen_and_gap(results, "accuracy")
     run["accuracy"] = 100 * results["metrics"]["accuracy"]
     run["auc"] = 100 * results["metrics"]["auc"]
-    run["seen"] = 100 * seen_mean(results, "accuracy")
-    run["gap"] = run["seen"] - run["accuracy"]
+    run["seen"] = 100 * seen
+    run["gap"] = 100 * gap
     if "still" in results:
         run["still"] = 100 * results["still"]["auc"]
         run["still_seen"] = 100 * results["still_seen"]

@@ -146,9 +146,8 @@ class S3D(nn.Module):
                 f"{MIN_SIZE} x {MIN_SIZE} pixels, got {shape}"
             )
         x = normalise(clip, self.mean, self.std)
-        if (
-            not self.training
-        ):  # half the time on a CPU; for training, train.py stores the weights so
+        if not self.training:
+            # Half the time on a CPU; for training, train.py stores the weights like this.
             x = x.contiguous(memory_format=torch.channels_last_3d)
         x = self.layers(x)  # (B, dim, T/8, H/32, W/32), bfloat16 under autocast
         return x.mean(dim=(2, 3, 4), dtype=self.mean.dtype)

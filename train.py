@@ -603,6 +603,7 @@ def main(argv=None):
         atexit.register(dist.destroy_process_group)
     if args.rank > 0:
         sys.stdout = open(os.devnull, "w")
+
     if hasattr(sys.stdout, "reconfigure"):  # names that the terminal cannot show are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -6,10 +6,11 @@ traces, and a detector may rely on either:
 
     its own      visible in each single frame, and of another kind for each manipulation: Deepfakes
                  lose their grain, Face2Face has a colour cast, FaceSwap a bright seam,
-                 NeuralTextures a checkerboard. It says nothing about the held-out manipulation.
+                 NeuralTextures a checkerboard. It says little about the held-out manipulation.
     the shared   visible only in time: an original's face has one shade per video; a fake, whose
                  frames are generated one by one, has a shade that changes from frame to frame.
-                 The shade of a single frame has the same distribution in all five classes.
+                 Some fakes hardly show it. The shade of a single frame has the same distribution in
+                 all five classes.
 
 Everything else is alike: the five videos of an identity show the same scene, and what the camera
 adds is drawn per file, whatever the class.

@@ -257,7 +257,8 @@ def endless(loader, device):
 def explain(nets, args, loader):
     """--explain: how strong is each loss's gradient at the encoder, and do the losses agree there?
     The paper's "conflicting gradients" (3.2) would have a cosine below 0; unrelated ones have about
-    0. All loss weights are 1: the loss with the larger norm moves the encoder more."""
+    0. All loss weights are 1: the loss with the larger norm moves the encoder more. Prints means
+    over the batches; returns {"norms": {loss: [...]}, "cosines": {two losses: [...]}}."""
     nets.train()
     norms = defaultdict(list)
     cosines = defaultdict(list)
@@ -270,15 +271,16 @@ def explain(nets, args, loader):
             norms[name].append(gradient.norm().item())
         for a, b in itertools.combinations(gradients, 2):
             cosine = F.cosine_similarity(gradients[a], gradients[b], dim=0)
-            cosines[a, b].append(cosine.item())
+            cosines[f"L_{a} and L_{b}"].append(cosine.item())
         enqueue_keys(nets, args, *batch)
 
     print(f"\nGradients at the encoder, mean ± standard deviation over {EXPLAINED} batches")
     for name in losses:
         text = mean_and_deviation(norms[name]) if name in gradients else "cut"
         print(f"norm of L_{name:30}{text}")
-    for (a, b), values in cosines.items():
-        print(f"cosine of L_{a} and L_{b}: {mean_and_deviation(values)}")
+    for pair, values in cosines.items():
+        print(f"cosine of {pair}: {mean_and_deviation(values)}")
+    return {"norms": norms, "cosines": cosines}
 
 
 # --- Flags ---------------------------------------------------------------------------------------
@@ -548,7 +550,10 @@ def train(args):
         best = checkpoint["best"]
         print(f"continuing after epoch {len(log)}")
     if args.explain:
-        return explain(nets, args, loader)
+        gradients = explain(nets, args, loader)
+        if args.resume and args.rank == 0:
+            save(gradients, out / "explain.json")
+        return
 
     for epoch in range(len(log), args.epochs):
         batches.epoch = epoch

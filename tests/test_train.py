@@ -162,22 +162,29 @@ def test_explain_measures_over_20_batches_what_separate_backward_passes_give(cap
     compute = Mock(wraps=train.compute_losses)
     monkeypatch.setattr(train, "compute_losses", compute)
     epoch = Mock(__iter__=lambda loader: iter([BATCH]))  # fewer than 20
-    train.explain(nets, args, epoch)
+    returned = train.explain(nets, args, epoch)
 
     cut, *values = re.findall(r"cut$|\S+(?= ± [^ ]+$)", capsys.readouterr().out, re.MULTILINE)
     expected = [a.norm().item(), b.norm().item(), torch.cosine_similarity(a, b, dim=0).item()]
     assert (cut, compute.call_count) == ("cut", 20)
     assert [*map(float, values)] == pytest.approx(expected, rel=0.01)
+    (cosines,) = returned["cosines"].values()
+    assert cosines == pytest.approx(20 * expected[2:])
+    assert returned["norms"]["multi_contrast"] == pytest.approx(20 * expected[1:2])
 
 
-def test_explain_on_resume_asks_trained_networks_and_writes_nothing(finished, here, monkeypatch):
-    before, explain = times("runs"), Mock()
+def test_explain_asks_trained_networks_on_resume_and_keeps_only_that(finished, here, monkeypatch):
+    before, explain = times("runs"), Mock(return_value={"norms": {}})
     monkeypatch.setattr(train, "explain", explain)
     quick("--explain", "--out", "runs/asked")
     train.main([*finished[2], "--explain", "--resume"])
     trained = train.load(finished[0] / "last.pt")["nets"]
     assert_equal(explain.call_args.args[0].state_dict(), trained)
-    assert times("runs") == before
+
+    explained = finished[0] / "explain.json"
+    assert json.loads(explained.read_text()) == {"norms": {}}
+    explained.unlink()
+    assert times("runs").keys() == before.keys()
 
 
 def test_a_run_keeps_its_settings_metrics_and_scores(finished):

@@ -565,6 +565,8 @@ def parse(argv=None):
         parser.error("expected a checkpoint (before all flags) or --table DIR")
     if bool(args.real) != bool(args.fake):
         parser.error("--real goes with --fake")
+    if (args.video or args.real) and (args.data or args.cache):
+        parser.error("--data and --cache are for the test of FF++, not for your own videos")
     if args.clips is not None and args.clips < 1:
         parser.error("--clips must be positive")
     return args
@@ -606,7 +608,8 @@ def test_own_videos(args, encoder, classifier, config, out):
         print(f"A research model{toy}: its score is no verdict, least of all from few clips")
     save(results, out / "results.json")
     if args.pictures and videos:
-        rows = [(video, read_own_video(video["path"], config)) for video in videos[:20]]
+        shown = videos[:20] if args.video else worst_mistakes(results)
+        rows = [(video, read_own_video(video["path"], config)) for video in shown]
         save_pictures(rows, out / "clips.png")
     return not unreadable
 

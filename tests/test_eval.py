@@ -276,10 +276,14 @@ def test_a_detector_of_still_clips_sees_own_videos_without_motion(own):
 
 def test_another_dataset_is_the_videos_of_two_folders(own, score):
     film(own / "films/b.avi", PORTRAIT)
-    status, out, _ = score(own, "best.pt", "--real", "real", "--fake", "films", "--out", ".")
-    videos = [(Path(video["path"]).name, video["label"]) for video in saved(own)["videos"]]
-    assert videos == [("half.avi", 0), ("b.avi", 1)]
+    flags = "--real real --fake films --pictures --out .".split()
+    status, out, _ = score(own, "best.pt", *flags)
+    videos = saved(own)["videos"]
+    names = [(Path(video["path"]).name, video["label"]) for video in videos]
+    assert names == [("half.avi", 0), ("b.avi", 1)]
     assert status == 0 and "1 originals, 1 fakes" in out and "TOY" not in out
+    worst = max(videos, key=lambda video: abs(video["score"] - video["label"]))
+    assert out.split("from the top:\n")[1].splitlines()[0].endswith(worst["path"])
 
 
 def test_where_one_side_has_nothing_to_score_the_other_sides_scores_are_kept(own, score):
@@ -401,6 +405,7 @@ def test_what_does_not_fit_in_a_table_is_left_out_and_named(score, tmp_path):
         ("best.pt --clips 0", "--clips"),
         ("best.pt --real .", "--fake"),
         ("best.pt --video a.mp4 --real . --fake .", "--video"),
+        ("best.pt --video a.mp4 --data .", "--data"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(refused, tmp_path, flags, named):

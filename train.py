@@ -343,7 +343,9 @@ def parse(argv=None):
     toy = first.data == "toy_ffpp" or is_toy(first.data)
     preset = {**MODES[first.mode], **(TOY if toy else {})}
     if first.mode == "dfdc_winner":
-        preset["frames"] = 1  # the toy's 8 are for S3D
+        preset["frames"] = 1
+        if toy:
+            preset["clips"] = 16  # as many frames of a video as S3D sees in 2 clips of 8
     parser.set_defaults(**preset)
     args = parser.parse_args(argv)
 

@@ -2,6 +2,7 @@
 """The README keeps its word. The toy stands in for FF++, and short runs for long ones."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,17 +10,20 @@ import sys
 import textwrap
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
 import eval as evaluation
 import train
+from tests import pictures, results
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
 LOOPS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(PYTHON,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(DIFF,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
 SHORT = "--epochs 1 --batch-size 4 --size 32 --workers 0".split()
 
 
@@ -38,6 +42,9 @@ def run_as_written(command):
 def test_the_readmes_commands_run_in_their_order(toy, tmp_path, monkeypatch):
     for name in ("toy_ffpp", "FaceForensics++"):
         shutil.copytree(toy / "toy_ffpp", tmp_path / name)
+    videos = next(tmp_path.rglob("Deepfakes/c23/videos"))
+    for name in ("Celeb-real", "YouTube-real", "Celeb-synthesis"):
+        shutil.copytree(videos, tmp_path / "Celeb-DF-v2" / name)
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
         try:
@@ -47,15 +54,91 @@ def test_the_readmes_commands_run_in_their_order(toy, tmp_path, monkeypatch):
     assert len(COMMANDS) > 5
 
 
+# In place of python and sbatch: a program that notes how it is called and fails for seed 13, and
+# one that runs two jobs of an array.
+NOTE_CALL = """
+echo "$*" >> calls.txt
+[[ "$*" != *"--seed 13"* ]]
+"""
+RUN_JOBS = """
+for id in 1 84; do SLURM_ARRAY_TASK_ID=$id bash -c "${@: -1}"; done
+"""
+
+
+def identity(run):
+    return run.case, run.epochs, run.holdout, run.seed
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the loops are for bash")
-@pytest.mark.parametrize("loop", LOOPS)
-def test_the_readmes_loops_make_different_runs_in_the_folder_of_their_table(loop):
-    shell = ["bash", "-c", 'python() { echo "$@"; }\n' + loop]
-    text = subprocess.run(shell, capture_output=True, encoding="utf-8", check=True).stdout
-    *runs, table = [line.split() for line in text.splitlines()]
-    folders = {Path(train.parse(run[1:]).out) for run in runs}
-    assert len(folders) == len(runs) > 5
-    assert {folder.parent for folder in folders} == {Path(evaluation.parse(table[1:]).table)}
+def test_the_readmes_loops_make_the_runs_that_they_promise(tmp_path, monkeypatch):
+    for name, script in {"python": NOTE_CALL, "sbatch": RUN_JOBS}.items():
+        (tmp_path / name).write_text("#!/usr/bin/env bash" + script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    calls = []
+    failed = []
+    for loop in LOOPS:
+        (tmp_path / "calls.txt").write_text("")
+        result = subprocess.run(["bash", "-c", loop], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0 and not result.stderr
+        calls.append([line.split() for line in (tmp_path / "calls.txt").read_text().splitlines()])
+        failed += result.stdout.splitlines()
+
+    toy, write_list, one_gpu, cluster = calls
+    *_, first_folder, second_folder = toy.pop()
+    runs = [train.parse(call[1:]) for call in toy]
+    trained = {identity(run): Path(run.out) for run in runs if not run.explain}
+    explained = {identity(run): Path(run.out) for run in runs if run.explain}
+    assert len(trained) == len(set(trained.values())) == 160
+    assert {out.parent for out in trained.values()} == {Path(first_folder), Path(second_folder)}
+    assert explained == {key: out for key, out in trained.items() if key[-1] != 13}
+    assert len(failed) == 32 and all(line.startswith("failed: --mode") for line in failed)
+
+    runs = [train.parse(call[1:]) for call in one_gpu]
+    assert len(runs) == len({identity(run) for run in runs}) == len({run.out for run in runs}) == 84
+    assert [call[3:] for call in cluster] == [one_gpu[0][1:], one_gpu[-1][1:]]  # and --device cuda
+    assert write_list == []
+
+
+def test_the_readmes_own_loss_trains_and_has_a_row_in_the_table(toy, tmp_path, run):
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for change in DIFF.split("@@ ")[1:]:
+        name, *lines = change.splitlines()
+        before = "\n".join(line[1:] for line in lines if line[0] != "+")
+        after = "\n".join(line[1:] for line in lines if line[0] != "-")
+        code = (tmp_path / name).read_text(encoding="utf-8")
+        assert code.count(before) == 1, before
+        (tmp_path / name).write_text(code.replace(before, after), encoding="utf-8")
+
+    flags = ["--data", toy / "toy_ffpp", "--mode", "bin_ce_compact", *SHORT]
+    for extra in ([], ["--resume", "--explain"]):
+        result = run(tmp_path, tmp_path / "train.py", *flags, *extra)
+        assert result.returncode == 0, result.stderr
+    assert "cosine of L_bin_ce and L_compact" in result.stdout
+    assert "loss_compact" in (tmp_path / "runs/bin_ce_compact_DF_seed0/log.csv").read_text()
+    assert "\n| bin_ce_compact |" in run(tmp_path, tmp_path / "eval.py", "--table", "runs").stdout
+
+
+def test_the_readmes_tables_are_those_of_the_runs():
+    rows = results.read_csv()
+    assert len(rows) == 160
+    for lines in (results.question_lines, results.case_lines, results.gradient_lines):
+        assert "\n".join(lines(rows)) in README
+    assert results.control_line(rows) in " ".join(README.split())  # whatever its line breaks
+    for case, (_, *accuracies) in evaluation.PAPER.items():
+        assert f"| `{case}` | {' | '.join(f'{x:.2f}' for x in accuracies)} |" in README
+
+
+def test_the_pictures_are_those_that_the_command_draws(tmp_path, monkeypatch):
+    committed = pictures.FOLDER
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    pictures.main()
+    for name in ("results.svg", "cases.svg"):
+        text = (committed / name).read_text(encoding="utf-8")
+        assert (tmp_path / name).read_text(encoding="utf-8") == text
+    drawn, shown = cv2.imread(str(tmp_path / "toy.png")), cv2.imread(str(committed / "toy.png"))
+    assert (cv2.absdiff(drawn, shown) > 40).mean() < 2e-4  # versions of OpenCV differ a little
 
 
 def test_the_readmes_way_to_use_a_trained_detector_gives_evals_score(
@@ -72,8 +155,8 @@ def test_the_readmes_way_to_use_a_trained_detector_gives_evals_score(
     torch.save({**checkpoint, "encoder": encoder.state_dict()}, "best.pt")
 
     names = {}
-    exec(next(block for block in PYTHON if "torch.load" in block), names)
-    with pytest.raises(SystemExit, match="0"):
+    exec(PYTHON, names)
+    with pytest.raises(SystemExit, match="^0$"):
         evaluation.main("best.pt --video video.mp4 --clips 4 --out .".split())
     (video,) = json.loads(Path("results.json").read_text())["videos"]
     assert names["fake_probability"] == pytest.approx(video["score"], abs=1e-5)

@@ -397,8 +397,9 @@ def test_a_typed_flag_wins_over_the_toy_then_the_mode_then_the_default():
     assert [train.parse(each.split()).size for each in flags] == [99, 50, 380, 128]
 
 
-def test_the_dfdc_winner_reads_single_frames_on_the_toy_too():
-    assert train.parse(["--mode", "dfdc_winner"]).frames == 1
+def test_on_the_toy_the_dfdc_winner_sees_as_many_frames_of_a_video_as_s3d():
+    winner, s3d = (train.parse(["--mode", mode]) for mode in ("dfdc_winner", "bin_ce"))
+    assert winner.frames == 1 and winner.clips == s3d.clips * s3d.frames
 
 
 CASES = {

@@ -307,17 +307,3 @@ def make_toy(root, identities=(160, 24, 60), processes=None):
             if root.exists():
                 root.replace(Path(folder) / "old")
             new.replace(root)
-
-
-def draw_picture(path):
-    """The README's picture: five frames of an original and of its four fakes."""
-    rows = []
-    for name, video in draw_identity("953", "974").items():
-        label = np.full((SIZE, 64, 3), 255, np.uint8)
-        cv2.putText(label, name, (2, 32), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 0, 1, cv2.LINE_AA)
-        rows.append(np.concatenate([label, *video[:5]], axis=1))
-    cv2.imwrite(str(path), np.concatenate(rows))
-
-
-if __name__ == "__main__":
-    draw_picture(".github/toy.png")

@@ -127,11 +127,13 @@ def draw_results(rows):
 
 
 def draw_plot(x, y, case, rows):
+    """The plot of a case's runs, its upper left corner at (x, y)."""
+
     def across(auc):
         return x + PLOT * (100 * auc - LOWEST) / (100 - LOWEST)
 
     def up(auc):
-        return y + PLOT - PLOT * (100 * auc - LOWEST) / (100 - LOWEST)
+        return y + PLOT * (100 - 100 * auc) / (100 - LOWEST)
 
     yield box(x, y, PLOT, PLOT)
     yield line(x, y + PLOT, x + PLOT, y, "dash")

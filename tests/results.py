@@ -58,7 +58,7 @@ def read_run(path):
     """A run's row of results.csv, from its results.json and, for two losses, its explain.json."""
     results = load(path)
     config = results["config"]
-    longer = "_longer" if config["epochs"] > TOY["epochs"] else ""
+    longer = "_longer" if config["epochs"] == 3 * TOY["epochs"] else ""
     row = {"case": config["case"] + longer, "holdout": config["holdout"], "seed": config["seed"]}
     row["validation_auc"] = results["val_auc"]
     row["seen_auc"] = seen_and_gap(results, "auc")[0]
@@ -82,7 +82,9 @@ def read_runs(folders):
     """The rows of all runs in these folders. Raises OSError, ValueError."""
     rows = []
     for folder in folders:
-        table(folder)  # refuses runs that cannot be compared
+        _, left_out = table(folder)  # refuses runs that cannot be compared
+        if left_out:
+            raise ValueError(left_out[0])
         rows += [read_run(path) for path in sorted(Path(folder).glob("*/results.json"))]
     return rows
 
@@ -110,8 +112,8 @@ def read_csv():
 
 
 def column(rows, case, name, holdouts=tuple(MANIPULATIONS)):
-    """A column of a case's runs with these hold-outs, (N,), sorted by hold-out and seed: those of
-    two cases can be subtracted."""
+    """A column of a case's runs with these hold-outs, (N,). Sorted by hold-out and seed, so that
+    the columns of two cases pair up."""
     runs = [row for row in rows if row["case"] == case and row["holdout"] in holdouts]
     runs.sort(key=lambda row: (row["holdout"], row["seed"]))
     return np.array([row[name] for row in runs])
@@ -187,8 +189,8 @@ def case_lines(rows):
             means.append(100 * column(rows, case, "heldout_auc", [holdout]).mean())
         means += [heldout.mean(), 100 * column(rows, case, "heldout_accuracy").mean()]
 
-        still = column(rows, case, "still_auc")  # nan for single frames and still clips
-        still = "-" if np.isnan(still).all() else f"{100 * still.mean():.1f}"
+        mean = 100 * column(rows, case, "still_auc").mean()  # nan: single frames or still clips
+        still = "-" if np.isnan(mean) else f"{mean:.1f}"
         failed = (column(rows, case, "validation_auc") < LEARNED).sum()
         yield (
             f"| `{case}` | {' | '.join(f'{mean:.1f}' for mean in means)} | "
@@ -217,11 +219,12 @@ def control_line(rows):
     learned = [row for row in runs if row["validation_auc"] >= LEARNED]
     seen = []
     heldout = []
-    for holdout in MANIPULATIONS:  # they count alike, however many of their runs have learned
+    for holdout in MANIPULATIONS:  # each counts the same, however many of its runs have learned
         seen.append(100 * column(learned, case, "seen_auc", [holdout]).mean())
         heldout.append(100 * column(learned, case, "heldout_auc", [holdout]).mean())
     aucs = f"AUC {np.mean(seen):.1f} on seen, {np.mean(heldout):.1f} on held-out fakes"
-    return f"of {len(runs)} `{case}` runs (18 epochs), {len(learned)} have learned: {aucs}"
+    epochs = 3 * TOY["epochs"]
+    return f"of {len(runs)} `{case}` runs ({epochs} epochs), {len(learned)} have learned: {aucs}"
 
 
 def main():

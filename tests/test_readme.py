@@ -96,7 +96,8 @@ def test_the_readmes_loops_make_the_runs_that_they_promise(tmp_path, monkeypatch
 
     runs = [train.parse(call[1:]) for call in one_gpu]
     assert len(runs) == len({identity(run) for run in runs}) == len({run.out for run in runs}) == 84
-    assert [call[3:] for call in cluster] == [one_gpu[0][1:], one_gpu[-1][1:]]  # and --device cuda
+    on_cuda = ["train.py", "--device", "cuda"]
+    assert cluster == [[*on_cuda, *call[1:]] for call in (one_gpu[0], one_gpu[-1])]
     assert write_list == []
 
 
@@ -147,7 +148,7 @@ def test_the_readmes_way_to_use_a_trained_detector_gives_evals_score(
     monkeypatch.chdir(tmp_path)
     shutil.copy(toy / "toy_ffpp/original_sequences/youtube/c23/videos/953.mp4", "video.mp4")
     # After few steps BatchNorm's averages lag so far behind that all scores are equal.
-    encoder, _, config = evaluation.load_checkpoint(finished[0] / "best.pt")
+    encoder, *_ = evaluation.load_checkpoint(finished[0] / "best.pt")
     for module in encoder.modules():
         module.momentum = 1
     encoder.train()(torch.rand(4, 3, 8, 32, 32))

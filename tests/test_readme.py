@@ -90,7 +90,9 @@ def test_the_readmes_loops_make_the_runs_that_they_promise(tmp_path, monkeypatch
     trained = {identity(run): Path(run.out) for run in runs if not run.explain}
     explained = {identity(run): Path(run.out) for run in runs if run.explain}
     assert len(trained) == len(set(trained.values())) == 160
-    assert {out.parent for out in trained.values()} == {Path(first_folder), Path(second_folder)}
+    epochs = {(str(out.parent), key[1]) for key, out in trained.items()}
+    six = train.TOY["epochs"]
+    assert epochs == {(str(Path(first_folder)), six), (str(Path(second_folder)), 3 * six)}
     assert explained == {key: out for key, out in trained.items() if key[-1] != 13}
     assert len(failed) == 32 and all(line.startswith("failed: --mode") for line in failed)
 

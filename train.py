@@ -330,7 +330,11 @@ def declare_flags():
     )
     flag("--resume", action="store_true", help="continue after the last complete epoch in --out")
     flag("--prepare", action="store_true", help="only prepare and check all videos")
-    flag("--explain", action="store_true", help="gradients only; with --resume, of a trained run")
+    flag(
+        "--explain",
+        action="store_true",
+        help="gradients only; with --resume, a trained run's, kept in explain.json",
+    )
     return parser
 
 

@@ -224,7 +224,7 @@ def streams(flags):
 
 
 def stream_height(kind, cut):
-    return 74 if kind == "contrast" or cut else 60  # there is a line of text below its boxes
+    return 74 if kind == "contrast" or cut else 60  # 74: a line of text stands below the boxes
 
 
 def case_height(flags):
@@ -254,6 +254,7 @@ def draw_stream(y, head, loss, kind, cut):
 
 
 def draw_case(name, flags, height):
+    """The panel of a case: from the clip to its losses."""
     yield box(0, 0, 520, height)
     yield text(14, 27, name, "title")
     start = {"coclr": "starts from CoCLR", "kinetics400": "starts from Kinetics-400"}
@@ -275,6 +276,7 @@ def draw_case(name, flags, height):
 
 
 def draw_cases():
+    """A panel per case, two in a row, and what the arrows mean."""
     shapes = []
     cases = [(name, flags) for name, flags in MODES.items() if name != "dfdc_winner"]
     top = 1

@@ -189,8 +189,8 @@ def case_lines(rows):
             means.append(100 * column(rows, case, "heldout_auc", [holdout]).mean())
         means += [heldout.mean(), 100 * column(rows, case, "heldout_accuracy").mean()]
 
-        mean = 100 * column(rows, case, "still_auc").mean()  # nan: single frames or still clips
-        still = "-" if np.isnan(mean) else f"{mean:.1f}"
+        paused = 100 * column(rows, case, "still_auc").mean()  # nan: single frames or still clips
+        still = "-" if np.isnan(paused) else f"{paused:.1f}"
         failed = (column(rows, case, "validation_auc") < LEARNED).sum()
         yield (
             f"| `{case}` | {' | '.join(f'{mean:.1f}' for mean in means)} | "

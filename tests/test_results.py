@@ -52,7 +52,7 @@ def test_a_comparison_with_a_case_that_has_not_learned_stays_open():
 
 def test_a_table_shows_each_holdout_in_its_column(monkeypatch):
     monkeypatch.setattr(results, "CASES", {"a": "A"})
-    (*_, line) = results.case_lines(rows_of("a", np.repeat([0.1, 0.2, 0.3, 0.4], 5)))
+    *_, line = results.case_lines(rows_of("a", np.repeat([0.1, 0.2, 0.3, 0.4], 5)))
     assert "| 10.0 | 20.0 | 30.0 | 40.0 | 25.0 |" in line
 
 
